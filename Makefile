@@ -77,13 +77,15 @@ test-all: $(VENV)/.installed-test ## all tests, the slow ones too
 
 CAMPAIGNS_COUNT ?= 3150
 CAMPAIGNS_SEED  ?= 0
-campaigns: $(VENV)/.installed-test ## bad input of every class, and the endpoint judge under load and fault
+campaigns: $(VENV)/.installed-test ## bad input of every class, the endpoint judge under load and fault, and a search for its key
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.campaigns.bad_input --count $(CAMPAIGNS_COUNT) --seed $(CAMPAIGNS_SEED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.campaigns.endpoint --seed $(CAMPAIGNS_SEED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.campaigns.planted_key
 
 faults: $(VENV)/.installed-test ## kill commands and damage stored files, hundreds of times; hours (COUNT: how many kills)
 	$(BIN)/python -m tests.faults.kills --count $(COUNT)
 	$(BIN)/python -m tests.faults.damage
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults.disks
 
 determinism: $(VENV)/.installed-test ## one command under other circumstances, byte by byte, and as other processors compute; half an hour
 	$(BIN)/python -m tests.faults.determinism

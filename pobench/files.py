@@ -22,6 +22,7 @@ from pobench.errors import CorruptError
 
 NAME = re.compile(r"\w[\w.+-]{0,63}")  # of a setting, study, loss, judge, …: folders and files are called by it
 OTHER_BYTES = "its bytes are not those that were written"
+SEAL = "seal"  # the key of a stored mapping that holds a digest of all others
 
 
 def name_fault(name: object, reserved: Iterable[str] = ()) -> str:
@@ -111,15 +112,33 @@ def checked_bytes(path: Path, expected: str | None) -> bytes:
     return data
 
 
+def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
+    """The mapping with a digest of its content, by which `unsealed` finds a changed byte."""
+    return {**value, SEAL: _seal(json.loads(json.dumps(value)))}
+
+
+def unsealed(stored: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """A mapping that was read from `path`, without its seal; earlier versions wrote none. Raises CorruptError where its content
+    is not what was sealed."""
+    value = {key: inner for key, inner in stored.items() if key != SEAL}
+    if SEAL in stored and stored[SEAL] != _seal(value):
+        raise CorruptError(path, OTHER_BYTES)
+    return value
+
+
+def _seal(value: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def read_marker(path: Path) -> dict[str, Any]:
-    """The mapping in a JSON file that marks a finished result. Raises CorruptError where it cannot be read."""
+    """The mapping in a JSON file that marks a finished result. Raises CorruptError where it is not what was written."""
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError, RecursionError) as error:
         raise CorruptError(path, f"it cannot be read ({type(error).__name__})") from error
     if not isinstance(stored, dict):
         raise CorruptError(path, "it holds no mapping")
-    return stored
+    return unsealed(stored, path)
 
 
 class MarkedFolder:

@@ -23,8 +23,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from pobench.errors import PobenchError, reason_of
-from pobench.files import write_json, write_text
+from pobench.errors import CorruptError, PobenchError, reason_of
+from pobench.files import read_marker, sealed, write_json, write_text
+from pobench.printing import say
 
 MOST = 64  # shards of a result
 ABOUT = "made_from.json"
@@ -105,6 +106,8 @@ def compute(
     for k in range(len(cut)):
         if share.first:
             _raise_failure(folder)
+        if share.first:
+            _drop_damaged(folder / f"{k}.json")
         if (folder / f"{k}.json").is_file() or not _take(folder, k, share):
             continue
         if not _write(folder, k, make, share):
@@ -118,7 +121,7 @@ def compute(
         advance(done)
         time.sleep(POLL)
     advance(done)
-    return [row for k in range(len(cut)) for row in json.loads((folder / f"{k}.json").read_text(encoding="utf-8"))]
+    return [row for k in range(len(cut)) for row in _rows(folder / f"{k}.json")]
 
 
 def digest_of(cut: Cut) -> str:
@@ -139,16 +142,24 @@ def _begin(folder: Path, made_from: Mapping[str, Any], share: Share, joined: Cal
     """Ready the folder for shards of this content. Returns False where they are joined already."""
     about, now = folder / ABOUT, json.loads(json.dumps(dict(made_from)))
     if share.first:
-        if not about.is_file() or json.loads(about.read_text(encoding="utf-8")) != now:
+        if not about.is_file() or _made_from(about) != now:
             remove(folder)
             write_json(about, now)
         return True
     while not joined():
         with contextlib.suppress(FileNotFoundError):
-            if json.loads(about.read_text(encoding="utf-8")) == now:
+            if _made_from(about) == now:
                 return True
         time.sleep(POLL)
     return False
+
+
+def _made_from(about: Path) -> Any:
+    """None where it cannot be read."""
+    try:
+        return json.loads(about.read_text(encoding="utf-8"))
+    except ValueError:
+        return None
 
 
 def _take(folder: Path, k: int, share: Share) -> bool:
@@ -165,13 +176,27 @@ def _take(folder: Path, k: int, share: Share) -> bool:
 def _write(folder: Path, k: int, make: Callable[[int], list[Any]], share: Share) -> bool:
     """Make and write shard k. Returns False where it failed, which the first process says for the others."""
     try:
-        write_json(folder / f"{k}.json", make(k))
+        write_json(folder / f"{k}.json", sealed({"rows": make(k)}))
     except Exception as error:
         if share.first:
             raise
         write_text(folder / f"{k}.failed", f"{reason_of(error)}\n\n{traceback.format_exc()}")
         return False
     return True
+
+
+def _rows(path: Path) -> list[Any]:
+    return list(read_marker(path)["rows"])
+
+
+def _drop_damaged(path: Path) -> None:
+    """Remove a shard of an earlier attempt that is not what was written, so that it is computed again."""
+    try:
+        if path.is_file():
+            _rows(path)
+    except (CorruptError, KeyError) as error:
+        say(f"{error}; it is computed again")
+        path.unlink()
 
 
 def _raise_failure(folder: Path) -> None:

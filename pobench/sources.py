@@ -37,8 +37,8 @@ from pobench.adapter_folder import (
     refuse_kind,
     tokenizer_files,
 )
-from pobench.errors import AbsentError, PobenchError, nearest
-from pobench.files import sha256_of, whole, write_text
+from pobench.errors import AbsentError, CorruptError, PobenchError, nearest
+from pobench.files import read_marker, sealed, sha256_of, whole, write_text
 from pobench.locks import hold
 from pobench.progress import without_bars
 from pobench.row_files import RowFiles, configurations_in, local_rows, subset_fault
@@ -172,15 +172,16 @@ def file_digest(file: Path, *, remember: bool = True) -> str:
     stat = file.stat()
     seen = [stat.st_size, stat.st_mtime_ns, stat.st_ino]
     note = cache_folder() / "digests" / (hashlib.sha256(str(file).encode()).hexdigest()[:24] + ".json")
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        remembered = json.loads(note.read_text(encoding="utf-8"))
+    with contextlib.suppress(OSError, CorruptError, KeyError):
+        remembered = read_marker(note) if note.is_file() else {"seen": None}
         if remembered["seen"] == seen:
             return str(remembered["sha256"])
     digest = sha256_of(file)
     if remember:
         # without a writable cache the digest is only computed again
         with contextlib.suppress(OSError), whole(note, sync=False) as partial:
-            partial.write_text(json.dumps({"file": str(file), "seen": seen, "sha256": digest}), encoding="utf-8")
+            about = {"file": str(file), "seen": seen, "sha256": digest}
+            partial.write_text(json.dumps(sealed(about)), encoding="utf-8")
     return digest
 
 

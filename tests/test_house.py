@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 TIERS = """
-    types errors columns registry files locks orphans printing progress row_files sources loss_math list_math shared_margins dispersion composition composed units identity positions adapter_folder shards
+    types errors columns registry files locks orphans printing progress row_files spreadsheet sources loss_math list_math shared_margins dispersion composition composed units identity positions adapter_folder shards
     settings
     data model results
     training judging reporting

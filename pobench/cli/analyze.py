@@ -105,4 +105,7 @@ def write_report(
         record_look(home, frames["runs"], frames["runs"])
     if text := warning(looks_at(frames["looks"], frames["runs"], arms_of(frames["runs"]))):
         err.print(escape(text), highlight=False)
-    return report
+    if left_out := frames.left_out:
+        runs_ = "1 damaged run" if len(left_out) == 1 else f"{len(left_out)} damaged runs"
+        err.print(escape(f"the report leaves out {runs_}: {', '.join(left_out)}"), style="red", highlight=False)
+    return report[0], report[1] and not left_out

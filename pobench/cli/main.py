@@ -6,6 +6,7 @@ Exit status: 0 all done · 1 some job failed, the rest is complete · 2 the comm
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from typing import Annotated
@@ -16,6 +17,8 @@ from pobench.cli.group import STYLE, CommandFiles
 from pobench.errors import PobenchError
 from pobench.printing import say
 from pobench.training import leaving
+
+FULL = (errno.ENOSPC, errno.EDQUOT)  # a disk, or what one may take of it
 
 
 class Commands(CommandFiles):
@@ -93,7 +96,8 @@ def main() -> None:
 def _unforeseen(error: Exception) -> str:
     """One sentence for an error that no check foresaw: of a file or folder, or else a fault of pobench."""
     if isinstance(error, OSError) and error.strerror:
-        return error.strerror + (f": {str(error.filename)!r}" if error.filename is not None else "")
+        room = "; make room, and repeat the command: it goes on" if error.errno in FULL else ""
+        return error.strerror + (f": {str(error.filename)!r}" if error.filename is not None else "") + room
     kind = type(error).__name__
     return f"{kind}: {error}\nthis is not foreseen; the same command with --debug shows where it happens, for a report"
 

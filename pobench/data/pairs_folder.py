@@ -17,7 +17,7 @@ from pobench.data.capacity import Extent
 from pobench.data.order import Ratings, ids_digest, items_digest
 from pobench.data.prepare import Prepared
 from pobench.data.token_rows import T, TokenRows
-from pobench.files import MarkedFolder, digests_of, refuse_corrupt, whole
+from pobench.files import MarkedFolder, digests_of, refuse_corrupt, sealed, whole
 from pobench.types import Group, Item, TokenAnswer, TokenList, TokenPair
 
 PAIRS = ("train", "heldout")
@@ -55,7 +55,7 @@ class PairsFolder(MarkedFolder):
                 **({"own": own} if (own := own_of(prepared)) else {}),
                 "files": digests_of(partial),
             }
-            (partial / self.marker).write_text(json.dumps(about, indent=1), encoding="utf-8")
+            (partial / self.marker).write_text(json.dumps(sealed(about), indent=1), encoding="utf-8")
 
     @property
     def extent(self) -> Extent:

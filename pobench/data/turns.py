@@ -61,7 +61,7 @@ _ENDS = (
 # marks of templates that are not among TEMPLATES: <｜Assistant｜>, <|CHATBOT_TOKEN|>, <|start|>assistant, [|assistant|]
 _ASKED = re.compile(r"(?:[<\[][|｜]|[|｜]>)\s*(?:user|human|prompter)", re.I)
 _ANSWERED = re.compile(r"(?:[<\[][|｜]|[|｜]>)\s*(?:assistant|chatbot|model)", re.I)
-_LABELLED = re.compile(r"\b(?:user|human)>?:.*\b(?:assistant|ai|bot)>?:\s*\Z", re.I | re.DOTALL)
+_LABEL, _LAST_LABEL = re.compile(r"\b(?:user|human)>?:", re.I), re.compile(r"\b(?:assistant|ai|bot)>?:\Z", re.I)
 _SYSTEM = re.compile(r"\s*<<SYS>>(.*?)<</SYS>>\s*", re.DOTALL)
 
 
@@ -100,7 +100,13 @@ def markup_inside(text: str) -> str:
     for markup in TEMPLATES:
         if {"user", "assistant"} <= {markup.speaker(word) for word in markup.turn.findall(text)}:
             return markup.name
-    return "(unknown)" if (_ASKED.search(text) and _ANSWERED.search(text)) or _LABELLED.search(text) else ""
+    return "(unknown)" if (_ASKED.search(text) and _ANSWERED.search(text)) or _is_labelled(text) else ""
+
+
+def _is_labelled(text: str) -> bool:
+    """Whether a user's label stands before an assistant's, which ends the text."""
+    last = _LAST_LABEL.search(text.rstrip())
+    return last is not None and _LABEL.search(text, 0, last.start()) is not None
 
 
 def template_around(text: str) -> str:

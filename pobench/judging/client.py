@@ -15,6 +15,7 @@ o-series models and GPT-5 fix), the seed, and the system turn, whose words then 
 
 from __future__ import annotations
 
+import base64
 import email.utils
 import hashlib
 import json
@@ -28,12 +29,13 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, quote, urlsplit
 
-from pobench.errors import PobenchError
-from pobench.files import write_text
+from pobench.errors import CorruptError, PobenchError
+from pobench.files import read_marker, sealed, write_text
 from pobench.judging.replies import Reply, blamed, error_in, parse, refuses_system, without_system
 from pobench.sources import cache_folder
 
@@ -419,8 +421,9 @@ class Client:
         return os.environ.get(self.key_variable, "").strip()
 
     def _masked(self, text: str) -> str:
-        key = self._key_of_server
-        return text.replace(key, "(key)") if len(key) >= SHORTEST_KEY else text
+        for form in _forms(self._key_of_server):
+            text = text.replace(form, "(key)")
+        return text
 
     def _without_key(self, reply: Reply) -> Reply:
         """The reply as it may be stored and shown."""
@@ -470,19 +473,34 @@ class Client:
 
     def _stored(self, key: str) -> Reply | None:
         try:
-            stored = Reply(**json.loads(self._file(key).read_text(encoding="utf-8")))
+            stored = Reply(**read_marker(self._file(key)))
             return self._without_key(replace(stored, cached=True))
-        except (OSError, ValueError, TypeError, AttributeError, RecursionError):  # absent or damaged: ask again
+        except (CorruptError, ValueError, TypeError, AttributeError):  # absent or damaged: ask again
             return None
 
     def _store(self, key: str, reply: Reply) -> None:
         stored = {k: v for k, v in asdict(reply).items() if k not in ("cached", "error")}
         try:
-            write_text(self._file(key), json.dumps(stored, ensure_ascii=False) + "\n")
+            write_text(self._file(key), json.dumps(sealed(stored), ensure_ascii=False) + "\n")
         except OSError as error:
             raise PobenchError(
                 f"replies cannot be stored in {str(self.cache)!r} ({error.strerror}); make room, or set POBENCH_CACHE"
             ) from error
+
+
+@lru_cache(maxsize=8)
+def _forms(key: str) -> tuple[str, ...]:
+    """What gives a key away, longest first: itself, also in an address, in base64 behind any other text, and either half, as
+    some servers print one."""
+    if len(key) < SHORTEST_KEY:
+        return ()
+    forms = {key, quote(key, safe="")}
+    for before in range(3):
+        inner = base64.b64encode(b"\0" * before + key.encode()).decode().rstrip("=")[4 * (before > 0) : -1]
+        forms |= {inner, inner.replace("+", "-").replace("/", "_")}
+    half = len(key) // 2
+    forms |= {key[:half], key[half:]} if half >= SHORTEST_KEY else set()
+    return tuple(sorted(forms, key=lambda form: -len(form)))
 
 
 def address(base_url: str | None) -> str:

@@ -13,7 +13,7 @@ import torch
 from pobench.errors import PobenchError
 from pobench.judging.pairwise import Progress
 from pobench.model.device import bf16_pays
-from pobench.model.load import attention_of
+from pobench.model.load import attention_of, refuse_not_finite
 from pobench.positions import rope_reach
 from pobench.sources import fetch_model, weights_fault
 
@@ -90,6 +90,7 @@ def read_weights(weights: Weights, make: Callable[[dict[str, torch.Tensor]], tor
     if fault := weights_fault(found):
         raise PobenchError(f"{weights.name!r} is no {kind}: {fault}")
     model.load_state_dict(state, assign=True)
+    refuse_not_finite(model, f"{kind} {weights.name!r}")
     return model.to(weights.device).eval()
 
 

@@ -312,6 +312,11 @@ def _decode(
             use_cache=True,
             logits_to_keep=last,
         ).logits[:, -1]
+        if not bool(logits.amax(-1).isfinite().all()):
+            raise PobenchError(
+                f"answers cannot be generated:\n  token {step + 1} of an answer has no finite logits in "
+                f"{decoding.precision}; a model that overflows there may do in fp32 (--set answers.precision=fp32)"
+            )
         if uniform is None:
             token = logits.argmax(-1)
         else:

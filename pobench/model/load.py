@@ -98,14 +98,25 @@ def load_model(
 
     length: tokens for which rotary frequencies that depend on a length are chosen; None: the longest sequence of each batch.
     quantized: `quantization_config` and `device_map`, for weights that are quantised while they are read.
-    Raises PobenchError if the model cannot be loaded, or if its weights are not those of its configuration.
+    Raises PobenchError if the model cannot be loaded, or if its weights are not those of its configuration, or not finite.
     """
     model = _loaded(
         folder, dtype=dtype, attn_implementation=attention, trust_remote_code=trust_remote_code, **quantized
     )
+    refuse_not_finite(model, f"model {str(folder)!r}")
     if length is not None:
         fix_rope(model, length)
     return model.eval()
+
+
+def refuse_not_finite(model: Any, name: str) -> None:
+    """Raises PobenchError that names the weights which hold nan or infinity. name: of the model, for the message."""
+    held = ((key, weight.detach()) for key, weight in model.named_parameters() if weight.is_floating_point())
+    # a sum is fast, and not finite where a weight is not; it may also overflow
+    bad = [key for key, weight in held if not bool(weight.sum().isfinite()) and not bool(weight.isfinite().all())]
+    if bad:
+        more = f" and {len(bad) - 3} more" if bad[3:] else ""
+        raise PobenchError(f"{name}: weights hold nan or infinity: {', '.join(bad[:3])}{more}")
 
 
 class Outline(NamedTuple):

@@ -39,6 +39,7 @@ from pobench.results.arms import Arm, arms_of, score_of, seed_values
 from pobench.results.equal_tuning import values_of
 from pobench.results.groups import prompts_of
 from pobench.results.rows import Frame
+from pobench.spreadsheet import csv_bytes
 from pobench.types import Estimate
 
 
@@ -713,26 +714,9 @@ def data_uri(content: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for the beginning of one
-
-
 def csv(data: pd.DataFrame) -> bytes:
-    """The numbers behind a figure, six significant digits, missing as an empty field. Text that a spreadsheet would compute as
-    a formula stands behind an apostrophe; in front of what is a number it stands nowhere."""
-    plain = data.rename(columns=_no_formula).map(_no_formula)
-    text: str = plain.to_csv(index=False, float_format="%.6g", lineterminator="\n", errors="replace")
-    return text.encode("utf-8", "replace")
-
-
-def _no_formula(value: Any) -> Any:
-    """The value of a cell, or the name of a column, as a spreadsheet shows it and does not compute it."""
-    if not (isinstance(value, str) and value.lstrip(" \n").startswith(_FORMULA)):
-        return value
-    try:
-        float(value)
-    except ValueError:
-        return f"'{value}"
-    return value
+    """The numbers behind a figure, six significant digits, missing as an empty field."""
+    return csv_bytes(data, digits=6)
 
 
 def _attribute(text: str) -> str:

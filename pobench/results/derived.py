@@ -40,6 +40,7 @@ class Frames(Mapping[str, pd.DataFrame]):
     in a notebook, they say what they hold, a line a frame.
 
     later: further frames, by what makes each on first use. by_run: further frames, read run by run when they are asked for.
+    left_out: names of runs that are damaged and not read.
     """
 
     def __init__(
@@ -47,11 +48,13 @@ class Frames(Mapping[str, pd.DataFrame]):
         stored: Mapping[str, pd.DataFrame],
         later: Mapping[str, Callable[[], pd.DataFrame]] | None = None,
         by_run: Mapping[str, Rows] | None = None,
+        left_out: Iterable[str] = (),
     ) -> None:
         inner = stored if isinstance(stored, Frames) else None
         self.stored: dict[str, pd.DataFrame] = dict(stored if inner is None else inner.stored)
         self.later: dict[str, Callable[[], pd.DataFrame]] = {**({} if inner is None else inner.later), **(later or {})}
         self.by_run: dict[str, Rows] = {**({} if inner is None else inner.by_run), **(by_run or {})}
+        self.left_out: tuple[str, ...] = tuple(left_out) or (() if inner is None else inner.left_out)
         self._made: dict[str, pd.DataFrame] = {}
 
     def __getitem__(self, name: str) -> pd.DataFrame:

@@ -10,6 +10,7 @@ a column is stored in 32 bits only where every number is the same in 32 bits, as
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from pobench.columns import FRAMES, STORED
-from pobench.files import whole
+from pobench.files import MarkedFolder, digests_of, refuse_corrupt, sealed, whole
 from pobench.results.vectors import repeated_share
 
 LEFT_OUT = {  # frames and columns
@@ -27,9 +28,15 @@ LEFT_OUT = {  # frames and columns
 }
 
 
+class FramesFolder(MarkedFolder):
+    """Frames as files, and their digests."""
+
+    marker = "frames.json"
+
+
 def is_frames(folder: Path) -> bool:
     """Whether a folder holds frames as files, and not runs."""
-    return (folder / "runs.parquet").is_file()
+    return (folder / "runs.parquet").is_file() or (folder / FramesFolder.marker).is_file()
 
 
 def write_frames(frames: Mapping[str, pd.DataFrame], folder: Path) -> None:
@@ -42,10 +49,15 @@ def write_frames(frames: Mapping[str, pd.DataFrame], folder: Path) -> None:
             if frame is not None and len(frame) and described.name not in LEFT_OUT:
                 kept = [name for name in frame if f"{described.name}.{name}" not in LEFT_OUT]
                 _write(frame[kept], partial / f"{described.name}.parquet")
+        (partial / FramesFolder.marker).write_text(json.dumps(sealed({"files": digests_of(partial)}), indent=1) + "\n")
 
 
 def read_frames(folder: Path) -> dict[str, pd.DataFrame]:
-    """The frames that `write_frames` wrote; one without a file is empty."""
+    """The frames that `write_frames` wrote; one without a file is empty. Raises CorruptError where a file is not what was
+    written; earlier versions stored no digests."""
+    stored = FramesFolder(folder)
+    if stored.finished:
+        refuse_corrupt(folder, stored.about["files"])
     frames = {}
     for described in STORED:
         file = folder / f"{described.name}.parquet"

@@ -81,19 +81,28 @@ def run_row(entry: Entry) -> dict[str, Any]:
 
 
 # ---------------------------------------------------------------- of many runs
-def entries(root: Path, setting: str | None = None) -> Iterator[Entry]:
-    """The entry of every stored run, or of a setting's, by name."""
+def entries(root: Path, setting: str | None = None, left_out: list[str] | None = None) -> Iterator[Entry]:
+    """The entry of every stored run, or of a setting's, by name. left_out: takes the names of damaged runs."""
+    left_out = [] if left_out is None else left_out
     by_setting: dict[str, list[str]] = {}
     if setting is not None and (setting in ("", "..") or Path(setting).name != setting):  # may lead out of the folder
         return
     for path in sorted(root.glob(f"{_literal(setting)}/*/config.yaml")):
         by_setting.setdefault(path.parent.parent.name, []).append(path.parent.name)
+    for path in sorted(root.glob(f"{_literal(setting)}/*/shown.json")):  # a pair of losses has no configuration
+        name = path.parent.name
+        if name not in by_setting.get(path.parent.parent.name, ()) and not name.startswith("pair-"):
+            config = CorruptError(
+                path.with_name("config.yaml"), "the file is gone; repeat the command, and it is made anew"
+            )
+            leave_out(f"{path.parent.parent.name}/{name}", config, left_out)
     for name in sorted(by_setting):
-        yield from _of_setting(root, name, by_setting[name])
+        yield from _of_setting(root, name, by_setting[name], left_out)
 
 
-def leave_out(run: str, error: CorruptError) -> None:
-    """Say that a damaged run is not read; the others are."""
+def leave_out(run: str, error: CorruptError, left_out: list[str]) -> None:
+    """Say that a damaged run is not read; the others are. left_out: takes its name."""
+    left_out.append(run)
     say(f"{run} is left out: {error}")
 
 
@@ -114,7 +123,7 @@ def _literal(setting: str | None) -> str:
     return "*" if setting is None else glob.escape(setting)
 
 
-def _of_setting(root: Path, setting: str, names: list[str]) -> Iterator[Entry]:
+def _of_setting(root: Path, setting: str, names: list[str], left_out: list[str]) -> Iterator[Entry]:
     file = _file(root, setting)
     known = _remembered(file) if len(names) >= FEWEST else {}
     texts: dict[str, str] = {}
@@ -128,7 +137,7 @@ def _of_setting(root: Path, setting: str, names: list[str]) -> Iterator[Entry]:
             try:
                 entry, new = read_entry(folder), True
             except CorruptError as error:
-                leave_out(folder.run, error)
+                leave_out(folder.run, error, left_out)
                 continue
             text = json.dumps(asdict(entry))
         texts[digest] = str(text)
@@ -136,7 +145,7 @@ def _of_setting(root: Path, setting: str, names: list[str]) -> Iterator[Entry]:
     if len(names) >= FEWEST and (new or len(texts) != len(known)):
         with suppress(OSError), whole(file, sync=False) as partial:  # without a writable cache they are read again
             frame = pd.DataFrame({"of": list(texts), "entry": list(texts.values())})
-            frame.to_parquet(partial, index=False, compression="zstd")
+            frame.to_parquet(partial, index=False, compression="zstd", write_page_checksum=True)
 
 
 def _file(root: Path, setting: str) -> Path:
@@ -147,7 +156,7 @@ def _file(root: Path, setting: str) -> Path:
 def _remembered(file: Path) -> dict[str, str]:
     """digest of a run's small files → its entry as JSON."""
     try:
-        frame = pd.read_parquet(file)
+        frame = pd.read_parquet(file, page_checksum_verification=True)
         return dict(zip(frame["of"].astype(object), frame["entry"].astype(object), strict=True))
     except (OSError, ValueError, KeyError):  # none, or half of one
         return {}

@@ -17,8 +17,8 @@ from typing import Any
 import pandas as pd
 
 from pobench.columns import FRAMES, STORED
-from pobench.errors import CorruptError
-from pobench.files import read_marker
+from pobench.errors import CorruptError, PobenchError
+from pobench.files import OTHER_BYTES, checked_bytes, read_marker, sha256_of
 from pobench.printing import say
 from pobench.results.arms import arms_of
 from pobench.results.derived import Frames
@@ -30,8 +30,10 @@ from pobench.results.rows import Read, Rows
 from pobench.results.run_folder import RunFolder
 from pobench.results.score_rows import ScoreRows
 from pobench.results.scores import DISTINCT, Facts, Summary, entry_of, read_frame, summary_of
+from pobench.spreadsheet import original
 
 BY_RUN = ("heldout", "trainpairs", "norms", "answers", "verdicts", "benchmark_answers", "steps")  # read when asked for
+STEPS = ("steps.jsonl", "trained.json")  # of a run that logged its steps
 COUNTED = {"characters", "repeated"}  # columns of `answers` that are counted from the texts
 
 
@@ -56,6 +58,10 @@ def open_frames(runs: str | Path = "runs", setting: str | None = None) -> Frames
     if is_frames(root):
         return _of_setting(Frames(read_frames(root)), root, setting)
     store = Store(root, setting)
+    if not store.entries and store.left_out:
+        raise PobenchError(
+            f"none of the {len(store.left_out)} stored runs in {str(root)!r} is whole; repeat the command that made them"
+        )
     if not store.entries:
         raise no_runs(root, setting, set(settings_below(root)))
     parts: dict[str, list[pd.DataFrame]] = {name: [] for name in ("benchmarks", "questions", "comparisons")}
@@ -69,39 +75,45 @@ def open_frames(runs: str | Path = "runs", setting: str | None = None) -> Frames
         parts["comparisons"] += _comparisons(root, name)
         for audit in _audits(root / name):
             try:
-                faults = pd.DataFrame(json.loads(audit.read_text(encoding="utf-8")))
-            except ValueError as error:
-                say(f"the audit {str(audit)!r} is left out: it cannot be read ({type(error).__name__})")
+                faults = _audit(audit)
+            except CorruptError as error:
+                say(f"an audit is left out: {error}")
                 continue
             parts["audit"].append(faults.assign(setting=name, data=audit.parent.name.removeprefix("data-")))
         parts["looks"].append(pd.DataFrame(stored_looks(root, name)))
     for trials in (root / "trials.csv", *sorted(root.glob("*/tuning/trials.csv"))):
         if trials.is_file():
-            parts["tuning"].append(read_trials(trials))
+            try:
+                parts["tuning"].append(read_trials(trials))
+            except CorruptError as error:
+                say(f"trials are left out: {error}")
     stored = {name: FRAMES[name].of(_joined(own)) for name, own in parts.items()}
     every_run = FRAMES["runs"].of(pd.DataFrame(rows))
     by_run = {name: store.rows(name) for name in BY_RUN}
     return Frames(
-        {"runs": every_run, **stored}, by_run={**by_run, "scores": ScoreRows.stored(store.entries, store.summary)}
+        {"runs": every_run, **stored},
+        by_run={**by_run, "scores": ScoreRows.stored(store.entries, store.summary)},
+        left_out=store.left_out,
     )
 
 
 class Store:
     """The stored runs below a folder: what is known of all, and the rows of each, read when they are asked for.
 
-    facts: of every run; its summary is made where it lacks, and its frames' bytes are checked, once.
+    facts: of every run; its summary is made where it lacks, and its frames' bytes are checked, once. left_out: damaged runs.
     """
 
     def __init__(self, root: Path, setting: str | None = None) -> None:
         self.root = root
-        self.entries = {entry.run: entry for entry in entries(root, setting)}
+        self.left_out: list[str] = []
+        self.entries = {entry.run: entry for entry in entries(root, setting, self.left_out)}
         self.summary = lru_cache(maxsize=64)(self._summary)  # an arm's runs are asked for their metrics one by one
         self.facts: dict[str, Facts] = {}
         for run in list(self.entries):
             try:
                 self.facts[run] = self.summary(run).facts
             except CorruptError as error:
-                leave_out(run, error)
+                leave_out(run, error, self.left_out)
                 del self.entries[run]
 
     def rows(self, name: str) -> Rows:
@@ -110,7 +122,8 @@ class Store:
             having = [run for run in self.entries if any((self.root / run).glob("benchmarks/*/*/*/beside.jsonl"))]
             return Rows(name, having, self._beside)
         if name == "steps":
-            return Rows(name, [run for run in self.entries if (self.root / run / "steps.jsonl").is_file()], self._steps)
+            logged = (run for run in self.entries if any((self.root / run / file).is_file() for file in STEPS))
+            return Rows(name, logged, self._steps)
         runs = [
             run for run, entry in self.entries.items() if name in entry.homes and self.facts[run].rows.get(name) != 0
         ]
@@ -180,9 +193,22 @@ def _of_setting(frames: Frames, root: Path, setting: str | None) -> Frames:
 
 
 def read_trials(path: Path) -> pd.DataFrame:
-    """The trials of a search, a file `trials.csv`, with the numbers that were written to the last digit."""
+    """The trials of a search, a file `trials.csv`, with the numbers that were written to the last digit. Raises CorruptError
+    where its bytes are not those of which a digest lies beside it, or are no table."""
+    digest = digest_file(path)
+    if digest.is_file() and digest.read_bytes()[:64] != sha256_of(path).encode():
+        raise CorruptError(path, f"{OTHER_BYTES}; `pobench tune` writes it anew")
     text = {c.name: "str" for c in FRAMES["tuning"].columns if c.type in ("text", "JSON")}
-    return pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=text, float_precision="round_trip")
+    try:
+        trials = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=text, float_precision="round_trip")
+    except ValueError as error:  # also no UTF-8, and no columns
+        raise CorruptError(path, f"it cannot be read ({type(error).__name__})") from error
+    return trials.assign(**{name: trials[name].map(original, na_action="ignore") for name in text if name in trials})
+
+
+def digest_file(path: Path) -> Path:
+    """Of a file that is read by people and other programs too: where its digest lies."""
+    return path.with_name(f"{path.name}.sha256")
 
 
 def _comparisons(root: Path, setting: str) -> list[pd.DataFrame]:
@@ -204,6 +230,17 @@ def _audits(folder: Path) -> list[Path]:
             causes = {"folder": audit.parent.name}
         newest[json.dumps({**causes, "reader": ""}, sort_keys=True)] = audit
     return sorted(newest.values())
+
+
+def _audit(path: Path) -> pd.DataFrame:
+    """Raises CorruptError where it is not what was written."""
+    marker = path.with_name("data.json")
+    try:
+        expected = read_marker(marker).get("files", {}).get(path.name) if marker.is_file() else None
+        data = path.read_bytes() if expected is None else checked_bytes(path, expected)
+        return pd.DataFrame(json.loads(data))
+    except ValueError as error:
+        raise CorruptError(path, f"it cannot be read ({type(error).__name__})") from error
 
 
 def _joined(parts: Iterable[pd.DataFrame]) -> pd.DataFrame:

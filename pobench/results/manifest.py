@@ -8,12 +8,11 @@ is never used: `claim` renames it to `<name>.damaged`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pobench.files import corrupt_files, sha256_of, write_json
+from pobench.files import corrupt_files, read_marker, sealed, sha256_of, write_json
 
 FILE = "manifest.json"
 OTHER_CAUSES = "it was made from something else"
@@ -21,9 +20,9 @@ _KEPT = (FILE, "config.yaml")  # rewritten in place, never renamed
 
 
 def manifest(folder: Path) -> dict[str, Any]:
-    """The stored manifest; {} where there is none."""
+    """The stored manifest; {} where there is none. Raises CorruptError where it is not what was written."""
     path = folder / FILE
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+    return read_marker(path) if path.is_file() else {}
 
 
 def holds(folder: Path, made_from: Mapping[str, Any], *names: str) -> bool:
@@ -52,7 +51,7 @@ def claim(folder: Path, made_from: Mapping[str, Any], why: str = OTHER_CAUSES) -
             (folder / name).replace(folder / f"{name}.damaged")
     left = {name: digest for name, digest in files.items() if name not in bad}
     if stored != (now := {"made_from": dict(made_from), "files": left}):
-        write_json(folder / FILE, now)
+        write_json(folder / FILE, sealed(now))
     return [f"{sentence}; it is made anew" for sentence in bad.values()]
 
 
@@ -60,4 +59,4 @@ def finish(folder: Path, *names: str) -> None:
     """List files that are whole now. The folder must have been claimed."""
     stored = manifest(folder)
     files = {**stored["files"], **{name: sha256_of(folder / name) for name in names}}
-    write_json(folder / FILE, {**stored, "files": files})
+    write_json(folder / FILE, sealed({**stored, "files": files}))

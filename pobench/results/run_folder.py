@@ -14,6 +14,7 @@ every file; files that do not match are never used. Folders of protocol 1 have t
 from __future__ import annotations
 
 import copy
+import hashlib
 import io
 import json
 import re
@@ -30,22 +31,28 @@ import yaml
 from pobench.columns import FRAMES
 from pobench.errors import CorruptError, PobenchError, nearest
 from pobench.files import (
+    OTHER_BYTES,
     MarkedFolder,
     checked_bytes,
     corrupt_files,
     digests_of,
     nan_as_null,
     read_marker,
+    sealed,
     sha256_of,
+    unsealed,
     whole,
     write_json,
     write_text,
 )
 from pobench.identity import PROTOCOL, name_of
+from pobench.printing import say
 from pobench.results.manifest import manifest
 from pobench.settings.job import Job
 from pobench.sources import file_digest
 
+SEALED_BY = "# seal: "  # the beginning of a configuration's last line, which holds a digest of those above
+NODE_NAME = re.compile("[a-z_]+-[0-9a-f]{12}")
 MOST_BRACKETS = 10_000  # of a configuration; those of long searches have some hundreds
 
 
@@ -67,7 +74,7 @@ class NodeFolder(MarkedFolder):
             for name, frame in frames.items():
                 FRAMES[name].typed(frame).to_parquet(partial / f"{name}.parquet", index=False)
             node = {"protocol": PROTOCOL, "causes": dict(causes), **about, "files": digests_of(partial)}
-            (partial / self.marker).write_text(json.dumps(node, indent=1), encoding="utf-8")
+            (partial / self.marker).write_text(json.dumps(sealed(node), indent=1), encoding="utf-8")
 
     @property
     def frames(self) -> list[str]:
@@ -156,14 +163,35 @@ class RunFolder:
 
     @property
     def shown(self) -> dict[str, str]:
-        """Stage → the node that the newest command named; {} for a folder of protocol 1."""
-        return dict(self.read_json("shown.json")) if self.has("shown.json") else {}
+        """Stage → the node that the newest command named; {} for a folder of protocol 1. Raises CorruptError where it is not
+        what was written, or is gone and there are results."""
+        if self.has("shown.json"):
+            return dict(self.read_json("shown.json"))
+        if next(self._finished_nodes(), None) is not None:
+            raise CorruptError(self.path / "shown.json", "the file is gone")
+        return {}
 
     def show(self, nodes: Mapping[str, str]) -> None:
-        """Record the nodes that a command names. Other stages keep theirs."""
-        now = {**self.shown, **nodes}
-        if now != self.shown:
+        """Record the nodes that a command names. Other stages keep theirs; where these are not known, the newest."""
+        try:
+            before = self.shown
+        except CorruptError as error:
+            say(f"{error}; it is made anew")
+            before, known = self.newest, {}
+        else:
+            known = before
+        if (now := {**before, **nodes}) != known:
             self.write_json("shown.json", now)
+
+    @property
+    def newest(self) -> dict[str, str]:
+        """Stage → its finished node that was written last."""
+        nodes = sorted(self._finished_nodes(), key=lambda path: path.stat().st_mtime_ns)
+        return {path.name.rpartition("-")[0]: path.name for path in nodes}
+
+    def _finished_nodes(self) -> Iterator[Path]:
+        markers = self.path.glob("[!.]*-*/node.json")
+        return (marker.parent for marker in markers if NODE_NAME.fullmatch(marker.parent.name))
 
     def others(self, stage: str) -> int:
         """The number of finished results of a stage that are stored but not shown."""
@@ -175,7 +203,13 @@ class RunFolder:
         """Frame → the folder that holds it, of the results that are shown and finished; of protocol 1 the run's own folder."""
         if not self.shown:
             return {path.stem: NodeFolder(self.path) for path in sorted(self.path.glob("*.parquet"))}
-        nodes = [node for node in map(self.node, self.shown.values()) if node.finished]
+        nodes = []
+        for node in map(self.node, self.shown.values()):
+            if node.finished:
+                nodes.append(node)
+            elif node.path.is_dir():  # it appeared whole
+                marker = node.path / node.marker
+                raise CorruptError(marker, "the file is gone; repeat the command, and it is made anew")
         return {frame: node for node in nodes for frame in node.frames}
 
     # -- files
@@ -185,6 +219,7 @@ class RunFolder:
         about = {"kind": kind, "protocol": PROTOCOL, "start": start, **job.provenance(), "origin": dict(job.origin)}
         values = {**job.values(), **about, **job.facts_of_round()}
         text, path = yaml.safe_dump(values, sort_keys=False, allow_unicode=True), self.path / "config.yaml"
+        text += f"{SEALED_BY}{_sha256(text)}\n"
         if not path.is_file() or path.read_bytes() != text.encode():
             write_text(path, text)
 
@@ -193,20 +228,37 @@ class RunFolder:
         """`config.yaml`. Raises CorruptError where it holds no mapping of plain values."""
         path = self.path / "config.yaml"
         try:
-            return copy.deepcopy(_parsed(path.read_text(encoding="utf-8")))
+            text = path.read_bytes().decode("utf-8")
+            above, mark, seal = text.rpartition(SEALED_BY)
+            if mark and seal.strip() != _sha256(above):
+                raise CorruptError(path, OTHER_BYTES)
+            return copy.deepcopy(_parsed(text))
         except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
             raise CorruptError(path, f"it cannot be read ({type(error).__name__})") from error
 
-    def write_json(self, name: str, value: Any) -> None:
-        write_json(self.path / name, value)
+    def write_json(self, name: str, value: Mapping[str, Any]) -> None:
+        write_json(self.path / name, sealed(value))
 
     def read_json(self, name: str) -> Any:
-        """Raises CorruptError where it is not JSON."""
+        """Raises CorruptError where it is not what was written."""
         path = self.path / name
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
             raise CorruptError(path, f"it cannot be read ({type(error).__name__})") from error
+        return unsealed(stored, path) if isinstance(stored, dict) else stored
+
+    @property
+    def unread(self) -> list[CorruptError]:
+        """One error for each small file that is not what was written, and that a run is a run without."""
+        faults = []
+        for name in ("environment.json", "scores.json", "failed.json"):
+            try:
+                if self.has(name):
+                    self.read_json(name)
+            except CorruptError as error:
+                faults.append(error)
+        return faults
 
     def benchmark_results(self) -> list[dict[str, Any]]:
         """The stored `score.json` for each benchmark and judge: the one with the most questions, or the latest of these.
@@ -270,6 +322,10 @@ class RunFolder:
             except json.JSONDecodeError:  # the last line of a killed run
                 break
         return rows
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def step_fault(steps: Sequence[int], done: int) -> str:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from pobench.errors import CorruptError
 from pobench.files import checked_bytes, nan_as_null, write_bytes
 from pobench.identity import PROTOCOL, code_digest
 from pobench.results import metrics, vectors
@@ -73,7 +74,7 @@ def summary_of(root: Path, entry: Entry, start: Entry | None, *, check: bool = T
     they are not those that were written.
     """
     path = root / entry.run
-    stored = _stored(path)
+    stored = _stored(RunFolder(root, entry.run))
     if isinstance(stored, list):  # protocol 1
         return Summary(stored, Facts(), lambda: _made(root, entry))
     homes = {frame: home for frame, home in entry.homes.items() if frame in FRAMES}
@@ -105,18 +106,18 @@ def vectors_in(root: Path, run: str) -> Vectors:
 
 def headline(root: Path, entry: Entry, metric: str = "pass_rate") -> float | None:
     """A stored score of the results that are shown; None where none is stored, or it is of others."""
-    stored = _stored(root / entry.run)
+    stored = _stored(RunFolder(root, entry.run))
     if stored is None or (isinstance(stored, dict) and stored["causes"].get("ours") != entry.digests(*FRAMES)):
         return None
     rows = stored if isinstance(stored, list) else stored["rows"]
     return next((row["value"] for row in rows if row["metric"] == metric), None)
 
 
-def _stored(path: Path) -> Any:
+def _stored(folder: RunFolder) -> Any:
     """The content of `scores.json`, None where there is none or it cannot be read."""
     try:
-        stored = json.loads((path / "scores.json").read_bytes())
-    except (OSError, ValueError):
+        stored = folder.read_json("scores.json")
+    except (OSError, CorruptError):
         return None
     known = isinstance(stored, list) or (isinstance(stored, dict) and {"causes", "rows"} <= set(stored))
     return stored if known else None

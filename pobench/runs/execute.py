@@ -15,6 +15,7 @@ from typing import Any
 
 from pobench.errors import PobenchError
 from pobench.locks import HeldError, hold
+from pobench.printing import say
 from pobench.results.run_folder import RunFolder
 from pobench.runs import rehearsal
 from pobench.runs.children import SERVER_GONE as SERVER_GONE
@@ -140,6 +141,9 @@ def _point_to(plan: Plan) -> None:
             continue  # nothing is stored, and nothing will be
         folder.path.mkdir(parents=True, exist_ok=True)
         folder.write_config(task.job, task.kind, task.start)
+        for error in folder.unread:
+            say(f"{error}; it is set aside")
+            _set_aside(error.path)
         folder.show({name: node.name for name, node in task.nodes.items() if ":" not in name})
 
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from pobench.composition import folder_name
 from pobench.errors import CorruptError
+from pobench.files import read_marker
 from pobench.identity import PROTOCOL, changed, name_of
 from pobench.registry import get_loss, judges
 from pobench.results.run_folder import NodeFolder, RunFolder
@@ -98,7 +100,7 @@ class Layout:
         task = Task(job, "loss", self.runs, run, (), self.data, start=start, causes=causes, plugins=self.plugins)
         task = self._speaking(replace(task, nodes=self.nodes(job, start, "loss")))
         folder = RunFolder(self.runs, run)
-        trained = folder.trained is not None
+        trained = self._is_marked(folder)
         evaluation = self._evaluation(task, retrained=not trained)
         gone = not folder.has("model")
         if trained and not gone and (faults := folder.corrupt_weights(read=bool(evaluation.stages))):
@@ -114,6 +116,15 @@ class Layout:
             evaluation = replace(evaluation, stages=())
         training = replace(task, stages=("train",) if fresh else ())
         return [self._with_references(training), self._with_references(evaluation)]
+
+    def _is_marked(self, folder: RunFolder) -> bool:
+        """Whether training has finished, by a marker that holds what was written."""
+        try:
+            return folder.trained is not None
+        except CorruptError as error:
+            self.notes.append(f"{error}; the model is trained again")
+            self.damaged.append(error.path)
+            return False
 
     def _speaking(self, task: Task) -> Task:
         """The task with the chat template and the precision that its model generates with."""
@@ -169,7 +180,7 @@ class Layout:
 
     def _evaluation(self, task: Task, *, retrained: bool) -> Task:
         """The stages behind the model that are left."""
-        folder, spoken = RunFolder(self.runs, task.run), task.spoken
+        folder, spoken = RunFolder(self.runs, task.run), None if retrained else task.spoken
         left = []
         for stage in stage_list.STAGES:
             if not stage.per_run or stage.name == "train" or stage.name not in self.stages:
@@ -308,12 +319,16 @@ class Layout:
 
     def _note_results(self, folder: RunFolder, task: Task, left: Sequence[str]) -> None:
         """A sentence for each result that is there already, made from something else."""
-        shown = folder.shown
         for stage in left:
-            before = folder.node(shown[stage]) if stage in shown else None
-            if before is None or not before.finished or shown[stage] == task.nodes[stage].name:
+            try:
+                shown = folder.shown
+                before = folder.node(shown[stage]) if stage in shown else None
+                if before is None or not before.finished or shown[stage] == task.nodes[stage].name:
+                    continue
+                causes = before.about["causes"]
+            except CorruptError:  # `doctor --verify` and a report name it
                 continue
-            keys = changed(before.about["causes"], json.loads(json.dumps(dict(task.nodes[stage].causes))))
+            keys = changed(causes, json.loads(json.dumps(dict(task.nodes[stage].causes))))
             what = ", ".join(_WORDS.get(key, key) for key in keys)
             self.notes.append(f"{task.title}: {stage} is made anew ({what} changed); {shown[stage]} stays beside it")
 
@@ -367,7 +382,11 @@ _WORDS = {
 def _stored(folder: Path, loss: str) -> list[tuple[str, dict[str, Any]]]:
     """(name, causes) of a loss's trained models, by name."""
     paths = sorted(folder.glob(f"{loss}-*/trained.json"))
-    return [(path.parent.name, json.loads(path.read_text(encoding="utf-8")).get("causes", {})) for path in paths]
+    stored = []
+    for path in paths:
+        with suppress(CorruptError):  # `doctor --verify` names it
+            stored.append((path.parent.name, read_marker(path).get("causes", {})))
+    return stored
 
 
 def _earlier(stored: Sequence[tuple[str, dict[str, Any]]], task: Task) -> tuple[str, list[str]] | None:

@@ -38,7 +38,7 @@ from pobench.data.round_prompts import is_split, round_rows
 from pobench.data.rows import messages
 from pobench.data.sampled import answered_rows, prompt_files
 from pobench.errors import PobenchError
-from pobench.files import MarkedFolder, digests_of, whole, write_json
+from pobench.files import MarkedFolder, digests_of, sealed, whole, write_json
 from pobench.identity import PROTOCOL, code_digest, name_of, room_digest
 from pobench.judging.pairwise import Progress
 from pobench.judging.ranking import Read, Row, best_against_worst, comparisons
@@ -306,7 +306,7 @@ def make_own_pairs(task: Task, say: Callable[[str], None]) -> None:
         samples = task.runs / task.run / FILE
         written = make_pairs_of(recipe_of(task.job), samples, pairs=partial / FILE, say=say)
         about = {"causes": dict(task.nodes[SECTION].causes), "model": written["model"]["digest"]}
-        write_json(partial / MadePairs.marker, {**about, "files": digests_of(partial)})
+        write_json(partial / MadePairs.marker, sealed({**about, "files": digests_of(partial)}))
 
 
 # ---------------------------------------------------------------- making them

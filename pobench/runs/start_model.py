@@ -19,14 +19,15 @@ from pobench.data.chat import Chat, tokenizer_of
 from pobench.data.demonstrations import Demonstrations, reader_digest, tokenise
 from pobench.data.prepare import demonstration_rows
 from pobench.data.rows import read_rows
-from pobench.errors import PobenchError
-from pobench.files import whole
+from pobench.errors import CorruptError, PobenchError, reason_of
+from pobench.files import read_marker, refuse_corrupt, sha256_of, whole
 from pobench.identity import PROTOCOL, name_of
 from pobench.model.device import make_accelerator
 from pobench.model.flex import use_flex
 from pobench.model.liger import use_kernels
 from pobench.model.load import attention_of, load_model, load_outline
 from pobench.model.sharding import save_model, whole_weights
+from pobench.printing import say as say_to_terminal
 from pobench.progress import progress
 from pobench.results.run_folder import RunFolder
 from pobench.settings.job import Job
@@ -36,6 +37,7 @@ from pobench.training import checkpoint, leaving
 from pobench.training.sft import batches, learn
 
 STAGES_ROOT = "sft"  # of the stages' folders, below the cache folder
+READ = "read.json"  # beside a stage's demonstrations: the digests of their files
 SOURCES = ("source", "subset", "split", "revision", "on_bad_row")  # of the sft section: the rows count by content
 
 
@@ -121,11 +123,26 @@ def prepare_stage(job: Job) -> tuple[RunFolder, Demonstrations]:
     """The stage's folder and its demonstrations, stored there by the first call."""
     folder = stage_folder(job)
     if folder.has("demonstrations.json"):
-        return folder, Demonstrations.load(folder.path)
+        try:
+            return folder, stored_demonstrations(folder)
+        except CorruptError as error:
+            say_to_terminal(f"{error}; the conversations are read again")
     made = read_demonstrations(job)
     folder.path.mkdir(parents=True, exist_ok=True)
     made.save(folder.path)
+    digests = {path.name: sha256_of(path) for path in sorted(folder.path.glob("demonstrations.*"))}
+    folder.write_json(READ, {"files": digests})
     return folder, made
+
+
+def stored_demonstrations(folder: RunFolder) -> Demonstrations:
+    """Those of a stage's folder. Raises CorruptError where they are not what was written; earlier versions stored no digest."""
+    if folder.has(READ):
+        refuse_corrupt(folder.path, read_marker(folder.path / READ)["files"])
+    try:
+        return Demonstrations.load(folder.path)
+    except (ValueError, TypeError, OSError) as error:
+        raise CorruptError(folder.path / "demonstrations.parquet", f"it cannot be read ({reason_of(error)})") from error
 
 
 def make_start_model(job: Job, folder: RunFolder, say: Callable[[str], None] = lambda text: None) -> None:
@@ -133,7 +150,7 @@ def make_start_model(job: Job, folder: RunFolder, say: Callable[[str], None] = l
     config, base = _config(job), base_model(job)
     accelerator = make_accelerator(config.precision)
     main = accelerator.is_main_process
-    demonstrations = Demonstrations.load(folder.path)
+    demonstrations = stored_demonstrations(folder)
     options: Any = {
         "attention": attention_of(base, job.model.attention),
         "trust_remote_code": job.model.trust_remote_code,

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pobench.errors import CorruptError, or_fault
-from pobench.files import corrupt_files
-from pobench.results.run_folder import RunFolder, run_names
+from pobench.files import corrupt_files, read_marker
+from pobench.results.run_folder import NODE_NAME, RunFolder, run_names
 from pobench.sources import cache_folder
 from pobench.training.density_ratio import DensityRatios
 from pobench.training.reference import ReferenceSums, about_reference
 
-MARKERS = ("trained.json", "node.json", "data.json")  # each holds {"files": path below its folder → sha256}
+MARKERS = (
+    "trained.json",
+    "node.json",
+    "data.json",
+    "read.json",
+)  # each holds {"files": path below its folder → sha256}
 
 
 class Verified(NamedTuple):
@@ -39,13 +42,19 @@ def verify(runs: Path, advance: Callable[[str], None] = lambda folder: None) -> 
         for marker in sorted(p for name in MARKERS for p in root.rglob(name) if p.parent.suffix != ".damaged"):
             advance(str(marker.parent))
             try:
-                listed: Mapping[str, Any] = json.loads(marker.read_text(encoding="utf-8"))["files"]
-            except (ValueError, KeyError, TypeError, OSError) as error:
-                faults.append(str(CorruptError(marker, f"it cannot be read ({type(error).__name__})")))
+                listed: Mapping[str, Any] = read_marker(marker)["files"]
+            except KeyError:
+                faults.append(str(CorruptError(marker, "it lists no files")))
                 continue
+            except CorruptError as error:
+                faults.append(str(error))
+                continue
+            if not (marker.parent / "model").is_dir():  # a search keeps no weights of its trials
+                listed = {name: digest for name, digest in listed.items() if not name.startswith("model/")}
             folders, files = folders + 1, files + len(listed)
             faults += map(str, corrupt_files(marker.parent, listed))
-    for marker in sorted((cache_folder() / "reference").glob("*/reference.json")):
+    references = sorted((cache_folder() / "reference").glob("*/reference.json"))
+    for marker in [path for path in references if path.parent.suffix != ".damaged"]:
         advance(str(marker.parent))
         try:
             if about_reference(marker.parent) is not None:
@@ -62,15 +71,23 @@ def verify(runs: Path, advance: Callable[[str], None] = lambda folder: None) -> 
             faults.append(str(error))
     for run in run_names(runs):
         faults += _unread(RunFolder(runs, run))
+    faults += _gone(runs)
     unsigned = sorted(str(p.parent) for p in runs.rglob("finished.json") if not (p.parent / "shown.json").is_file())
     return Verified(folders, files, faults, unsigned)
+
+
+def _gone(runs: Path) -> list[str]:
+    """One line for each run without its configuration, and each result without its marker: both folders appear whole."""
+    shown = [path for path in sorted(runs.rglob("shown.json")) if not path.parent.name.startswith("pair-")]
+    gone = [config for path in shown if not (config := path.with_name("config.yaml")).is_file()]
+    results = (path for path in sorted(runs.rglob("*.parquet")) if NODE_NAME.fullmatch(path.parent.name))
+    gone += dict.fromkeys(marker for path in results if not (marker := path.with_name("node.json")).is_file())
+    return [str(CorruptError(path, "the file is gone")) for path in gone]
 
 
 def _unread(folder: RunFolder) -> list[str]:
     """One line for each small file of a run that has no digest and cannot be read."""
     faults: list[str] = []
     or_fault(faults, lambda: folder.config)
-    for name in ("environment.json", "shown.json", "scores.json", "failed.json"):
-        if folder.has(name):
-            or_fault(faults, partial(folder.read_json, name))
-    return faults
+    or_fault(faults, lambda: folder.shown)
+    return [*faults, *map(str, folder.unread)]

@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from pobench.errors import CorruptError, PobenchError
-from pobench.files import sha256_of, write_bytes
+from pobench.files import read_marker, sealed, sha256_of, write_bytes
 from pobench.model.layouts import Batch
 from pobench.model.policy_sums import SumScorer, empty_values
 from pobench.model.vocabulary import Positions
@@ -188,15 +188,13 @@ def about_reference(folder: Path) -> dict[str, Any] | None:
     Raises CorruptError for a marker that cannot be read.
     """
     path = folder / MARKER
-    try:
-        text = path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
+    if not path.is_file():
         return None
     try:
-        about = json.loads(text)
-    except ValueError:
-        about = None
-    if not isinstance(about, dict) or not {"causes", "arithmetic", "responses", "file", "sha256"} <= about.keys():
+        about = read_marker(path)
+    except CorruptError:
+        about = {}
+    if not {"causes", "arithmetic", "responses", "file", "sha256"} <= about.keys():
         raise CorruptError(path, f"it does not describe reference sums; {ANEW}")
     return about
 
@@ -412,6 +410,6 @@ def _finish(folder: Path, sums: Mapping[bytes, Value], about: Mapping[str, Any])
     file = f"{kind}{sha256[:12]}.safetensors"
     write_bytes(folder / file, data)
     marker = {**about, "responses": len(sums), "file": file, "sha256": sha256}
-    write_bytes(folder / MARKER, json.dumps(marker, indent=1, sort_keys=True).encode())
+    write_bytes(folder / MARKER, json.dumps(sealed(marker), indent=1, sort_keys=True).encode())
     for path in folder.glob("part-*.safetensors"):
         path.unlink(missing_ok=True)

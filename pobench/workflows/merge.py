@@ -290,10 +290,11 @@ def _point(into: Path, other: Path, run: str, *, forgive: bool) -> bool:
     """Let a run show what is there: what A's newest command named, else what B's did; then let readers find it. Returns False
     where B shows another result of a stage than A does."""
     ours, theirs = RunFolder(into, run), RunFolder(other, run)
-    before = {stage: node for stage, node in ours.shown.items() if ours.node(node).finished}
+    known = ours.shown if ours.has("shown.json") else {}  # results are copied before it is said which of them are shown
+    before = {stage: node for stage, node in known.items() if ours.node(node).finished}
     new = {stage: node for stage, node in theirs.shown.items() if stage not in before and theirs.node(node).finished}
     if new:
-        ours.show(new)
+        ours.write_json("shown.json", {**known, **new})
     if forgive:
         ours.forgive()
     if ours.trained is not None:

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import pandas as pd
 
 from pobench.errors import PobenchError
-from pobench.files import MarkedFolder, digests_of, whole
+from pobench.files import MarkedFolder, digests_of, sealed, whole
 from pobench.reporting.methods import bibtex, methods
 from pobench.reporting.page import (
     Section,
@@ -36,6 +36,7 @@ from pobench.results.frame_files import is_frames
 from pobench.results.load import open_frames
 from pobench.results.mirror import local_runs
 from pobench.results.run_folder import RunFolder
+from pobench.spreadsheet import csv_bytes
 
 # Columns of text that pobench or the user wrote, and not a model or a data set.
 WRITTEN = {
@@ -44,7 +45,6 @@ WRITTEN = {
     "tuning": ("reason",),
 }
 MOST_ROWS = 200_000  # of a frame as CSV; a larger one is there as Parquet
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # with which a cell begins that a spreadsheet would compute
 
 
 class SiteFolder(MarkedFolder):
@@ -90,7 +90,7 @@ def share(
             site / "index.html", render(sections, Site(_sentence(sections), "card.png", list(_files(site)), address))
         )
         about = {"made by": "pobench share", "files": digests_of(site)}
-        _write(site / SiteFolder.marker, json.dumps(about, indent=1) + "\n")
+        _write(site / SiteFolder.marker, json.dumps(sealed(about), indent=1) + "\n")
     refuse_undrawn(sections, out / "index.html")
     return out / "index.html"
 
@@ -193,14 +193,7 @@ def _write_csv(folder: Path) -> None:
     for file in sorted(folder.glob("*.parquet")):
         frame = pd.read_parquet(file)
         if len(frame) <= MOST_ROWS:
-            words = [name for name in frame if frame[name].map(lambda value: isinstance(value, str)).any()]
-            frame = frame.assign(**{name: frame[name].map(_no_formula) for name in words})
-            text: str = frame.to_csv(index=False, lineterminator="\n", errors="replace")
-            file.with_suffix(".csv").write_bytes(text.encode("utf-8", "replace"))
-
-
-def _no_formula(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+            file.with_suffix(".csv").write_bytes(csv_bytes(frame))
 
 
 def _sentence(sections: Sequence[Section]) -> str:

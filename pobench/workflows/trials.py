@@ -6,6 +6,7 @@ A journal is a file that grows by whole lines; machines may share its file syste
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import tempfile
@@ -17,10 +18,13 @@ from typing import Any
 import pandas as pd
 
 from pobench.columns import FRAMES
-from pobench.files import whole, write_bytes, write_text
-from pobench.results.load import read_trials
+from pobench.errors import CorruptError
+from pobench.files import OTHER_BYTES, whole, write_bytes, write_text
+from pobench.printing import say
+from pobench.results.load import digest_file, read_trials
 from pobench.settings.job import Job
 from pobench.sources import fetch_rows
+from pobench.spreadsheet import csv_bytes
 from pobench.workflows.grid import Point, Space
 
 
@@ -77,6 +81,11 @@ def open_trials(folder: Path) -> Any:
     """Optuna's storage of a search's folder, to be written by one command. Trials of an earlier version (`optuna.db`, SQLite)
     are read once, into a new journal; their file stays."""
     journal, database = folder / JOURNAL, folder / DATABASE
+    if journal.is_file() and (fault := _journal_fault(journal)):
+        say(
+            f"{CorruptError(journal, fault)}; it is set aside, and its trials are made again, of the runs that are stored"
+        )
+        journal.rename(journal.with_name(f"{JOURNAL}.damaged"))
     if not journal.is_file() and database.is_file():
         with whole(journal) as partial:
             _copy_studies(_database(database), _journal(partial))
@@ -84,6 +93,23 @@ def open_trials(folder: Path) -> Any:
         write_bytes(journal, stored[: stored.rfind(b"\n") + 1])  # a line that a killed command left incomplete
     journal.with_name(f"{JOURNAL}.lock").unlink(missing_ok=True)  # and its lock: no other command is at work here
     return _journal(journal)
+
+
+def _journal_fault(journal: Path) -> str:
+    """Why a journal cannot be gone on with; "" if it can. It grows, so its digest is one of its first bytes, whose number
+    stands there too."""
+    data, digest = journal.read_bytes(), digest_file(journal)
+    if digest.is_file():
+        words = digest.read_text(encoding="utf-8", errors="replace").split()
+        known, size = (words[0], words[-1]) if words else ("", "")
+        if not size.isdecimal() or len(data) < int(size) or hashlib.sha256(data[: int(size)]).hexdigest() != known:
+            return OTHER_BYTES
+    try:
+        for line in data[: data.rfind(b"\n") + 1].splitlines():
+            json.loads(line)
+    except ValueError as error:
+        return f"it cannot be read ({type(error).__name__})"
+    return ""
 
 
 def stored_trials(folder: Path) -> Any:
@@ -96,6 +122,8 @@ def stored_trials(folder: Path) -> Any:
     storage = InMemoryStorage()
     with tempfile.TemporaryDirectory() as copy:
         shutil.copy2(stored, copy)
+        if digest_file(stored).is_file():
+            shutil.copy2(digest_file(stored), copy)
         _copy_studies(open_trials(Path(copy)), storage)
     return storage
 
@@ -162,8 +190,17 @@ def trial_rows(storage: Any, counted: Mapping[str, Sequence[Any]]) -> list[dict[
 
 
 def write_trials(path: Path, storage: Any, counted: Mapping[str, Sequence[Any]] | None = None) -> None:
-    """Write `trials.csv`: all trials of a search's folder."""
-    write_text(path, FRAMES["tuning"].of(trial_rows(storage, counted or {})).to_csv(index=False))
+    """Write `trials.csv`: all trials of a search's folder. Beside it lies its digest, as `sha256sum` writes one."""
+    data = csv_bytes(FRAMES["tuning"].of(trial_rows(storage, counted or {})))
+    digest = digest_file(path)
+    digest.unlink(missing_ok=True)
+    write_bytes(path, data)
+    write_text(digest, f"{hashlib.sha256(data).hexdigest()}  {path.name}\n")
+    if (journal := path.with_name(JOURNAL)).is_file():
+        logged = journal.read_bytes()
+        write_text(
+            digest_file(journal), f"{hashlib.sha256(logged).hexdigest()}  {JOURNAL}, of its bytes: {len(logged)}\n"
+        )
 
 
 def rank(sign: int) -> Callable[[Any], tuple[float, float, int]]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from pobench.data.order import text_key
 from pobench.data.prompts import eval_prompts, prompt_rows
 from pobench.data.rows import Message
 from pobench.data.shapes import load_preferences
-from pobench.errors import PobenchError, nearest, or_fault
+from pobench.errors import CorruptError, PobenchError, nearest, or_fault
 from pobench.files import nan_as_null
 from pobench.identity import changed, name_of
 from pobench.registry import get_loss
@@ -378,7 +379,10 @@ def describe_tuning(tuning: Tuning) -> dict[str, Any]:
 
 def _trials_done(tuning: Tuning) -> dict[str, int]:
     """Loss → its finished trials; {} where the model or the pairs, by which the trials are named, are not at hand."""
-    stored = [read_trials(tuning.csv)] if tuning.csv.is_file() else []
+    stored = []
+    if tuning.csv.is_file():
+        with suppress(CorruptError):  # it is written anew from the journal
+            stored.append(read_trials(tuning.csv))
     trials = pd.concat([*stored, tuning.made_before], ignore_index=True)
     if trials.empty:
         return {}

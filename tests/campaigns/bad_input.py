@@ -746,6 +746,92 @@ def _may_mean_something(words: tuple[str, ...], line: Sequence[str]) -> bool:
     return "" in line or words[0] in ("doctor", "list", "status") or (words[0] == "new" and line[-1] != "../..")
 
 
+# ---------------------------------------------------------------- expressions and rounds
+GOOD_LOSSES = ("dpo + 0.2*sft", "label_smoothing(dpo)", "ld(dpo), dpo + 0.8*bco_pair + sft", "simpo,dpo", "R-DPO")
+BAD_LOSSES = (
+    "dpo+", "+dpo", "0.2*", "*dpo", "dpo**2", "nan*dpo", "inf*dpo+sft", "1e999*dpo", f"{'9' * 5000}*dpo", "nobody(dpo)",
+    "label_smoothing()", "label_smoothing(nobody)", "label_smoothing(dpo", "dpo)", "label_smoothing dpo", "dpo+nobody", "dpo;sft",
+    "dpo,,sft+", "\x1b[31mdpo", "dpo\x00", "d" * 100_000, f"{'label_smoothing(' * 3000}dpo{')' * 3000}", "dpo" + "+dpo" * 3000 + "+",
+    "__import__('os').system('touch OWNED')", "dpo.__class__", "{dpo}", "[dpo]", "'dpo'", "dpo if 1 else sft", "lambda: dpo",
+)  # fmt: skip
+
+
+def _resolve_losses(text: str) -> None:
+    from pobench.settings.resolve import resolve
+
+    resolve("tiny", text)
+
+
+@cases("losses and modifiers")
+def _losses(draw: random.Random, folder: Path) -> Iterator[Case]:
+    while True:
+        kind = draw.choice(["good", "bad", "bad", "bad", "changed"])
+        text = draw.choice(BAD_LOSSES if kind == "bad" else GOOD_LOSSES)
+        if kind == "changed":
+            at = draw.randrange(len(text))
+            text = (
+                text[:at]
+                + draw.choice(["", "(", ")", "+", "*", ",", "0", "é", "\u202e", " "])
+                + text[at + draw.randint(0, 2) :]
+            )
+        yield Case(f"losses: {text[:60]!r}", partial(_resolve_losses, text), {"good": True, "bad": False}.get(kind))
+
+
+BAD_ROUNDS = (
+    ("--rounds", "0"), ("--rounds", "-1"), ("--rounds", "x"), ("--rounds", "1.5"), ("--rounds", ""), ("--rounds", "nan"),
+    ("--rounds", "2", "--stages", "train"), ("--rounds", "2", "--set", "rounds.prompts=some"),
+    ("--rounds", "2", "--set", "rounds.reference=best"), ("--rounds", "2", "--set", "rounds.nobody=1"),
+    ("--rounds", "2", "--set", "onpolicy.samples=1"), ("--rounds", "2", "--set", "onpolicy.samples=x"),
+    ("--rounds", "2", "--set", "onpolicy.ranker.name=nobody"), ("--rounds", "2", "--set", "onpolicy.held_out_fraction=2"),
+    ("--rounds", "2", "--set", "onpolicy.prompts=none.jsonl"), ("--rounds", "1000000000"), ("--rounds", "9" * 30),
+)  # fmt: skip
+
+
+@cases("rounds")
+def _rounds(draw: random.Random, folder: Path) -> Iterator[Case]:
+    base = ("run", "--setting", "tiny", "--losses", "dpo", "--dry-run")
+    while True:
+        line = (*base, *(("--rounds", "2") if (good := draw.random() < 0.05) else draw.choice(BAD_ROUNDS)))
+        yield Case(
+            " ".join(line)[:90], partial(_invoke, line), True if good else None if "none.jsonl" in line[-1] else False
+        )
+
+
+# ---------------------------------------------------------------- command lines around reports
+STORED = "runs/tiny/dpo-0123456789ab"
+BAD_LINES: tuple[tuple[str, ...], ...] = (
+    ("share", "none"), ("share", "a-file"), ("share", "runs", "--out", "a-file"), ("share", "runs", "--out", "foreign"),
+    ("share", "runs", "--setting", "nobody"), ("share", "runs", "--setting", "../runs"), ("share", "runs", "--plugin", "none.py"),
+    ("push", "nobody", "--repo", "u/n"), ("push", "dpo", "--repo", "../x"), ("push", "dpo", "--repo", "u/n/x"),
+    ("push", "dpo", "--repo", "u n"), ("push", "dpo"), ("push", "", "--repo", "u/n"), ("push", "dpo", "--repo", "\x1b[31m/x"),
+    ("diff", "runs"), ("diff", "none", "nobody"), ("diff", "a-file", "a-file"), ("diff", "foreign", "runs"),
+    ("diff", "runs", "runs", "--setting", "nobody"), ("diff", "\x1b[2J", "runs"),
+    ("new", "nobody", "x"), ("new", "loss", "../x"), ("new", "loss", "a b"), ("new", "loss", "x" * 80), ("new", "loss", "-x"),
+    ("new", "loss", ""), ("new", "loss", "dpo/x"), ("new", "loss", "a\nb"), ("new", "setting", "../../x"), ("new", "study", "/etc/x"),
+    ("new", "judge", "x", "--out", "a-file"), ("new", "loss"), ("new", "loss", "é" * 200),
+    ("watch", "--port", "99999"), ("watch", "--port", "-1"), ("watch", "--port", "x"), ("watch", "--runs"), ("watch", "--nobody"),
+    ("merge", "runs"), ("merge", "runs", "none"), ("merge", "runs", "a-file"), ("merge", "a-file", "runs"),
+    ("export", "nobody"), ("export", "dpo", "--out", "a-file"), ("export", "../.."), ("analyze", "--runs", "foreign"),
+    ("analyze", "--runs", "runs", "--format", "exe"), ("analyze", "--runs", "runs", "--out", "a-file"),
+    ("list", "nobody"), ("data", "convert", "a-file", "--out", "b.jsonl"), ("data", "audit", "none.jsonl"),
+)  # fmt: skip
+
+
+@cases("command lines: reports")
+def _report_lines(draw: random.Random, folder: Path) -> Iterator[Case]:
+    """On a folder with a stored run, a file, and a folder that is neither runs nor a report."""
+    run = folder / STORED
+    run.mkdir(parents=True)
+    (run / "config.yaml").write_text(yaml.safe_dump(_stored_config()))
+    (folder / "a-file").write_text("x")
+    (folder / "foreign").mkdir()
+    (folder / "foreign/mine.txt").write_text("x")
+    while True:
+        line = draw.choice(BAD_LINES)
+        noise = draw.choice([(), (), ("--debug",), ("--nobody",)])
+        yield Case(" ".join((*line, *noise))[:90], partial(_invoke, (*line, *noise)))
+
+
 # ---------------------------------------------------------------- plug-ins
 PLUGIN = '''
 from torch.nn.functional import logsigmoid

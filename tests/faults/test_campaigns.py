@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import damage, determinism, kills, long_run
+from tests.faults import damage, determinism, disks, kills, long_run
 from tests.pobench.stores import trained_run
 
 
@@ -57,6 +57,13 @@ def test_measured_values_are_lent_and_no_others(tmp_path: Path) -> None:
     steps.write_text(json.dumps({**json.loads(steps.read_text()), "loss": 0.25}) + "\n")
     determinism.lend_measured(first / "runs", other / "runs")
     assert len(determinism.differ(determinism.stored(first), determinism.stored(other))) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not disks.may_mount(), reason="mounting a file system is not allowed here")
+def test_a_disk_that_is_full_read_only_or_gone_costs_nothing() -> None:
+    trials = [*disks.campaign("120 kB"), *disks.campaign("read-only"), *disks.campaign("vanishes")]
+    assert [one for one in trials if one.lost] == [] and len(trials) > 6
 
 
 def test_every_fault_is_a_row_of_the_table_with_its_counts() -> None:

@@ -77,8 +77,9 @@ def make_world(
 def results(runs: Path, cache: Path) -> dict[str, str]:
     """Name → digest, of all that two runs of one command must have alike: trained weights, every frame but its measured columns
     and the looks, the names of reference sums, which are digests of their bytes, and the numbers of the logged steps."""
-    found = {str(path.relative_to(runs)): _sha256(path.read_bytes()) for path in runs.rglob("model/*.safetensors")}
-    found |= {str(path.relative_to(cache)): "" for path in cache.rglob("reference/*/sums-*")}
+    found = {str(path.relative_to(runs)): digest_of(path.read_bytes()) for path in runs.rglob("model/*.safetensors")}
+    sums = (path for path in cache.glob("reference/*/sums-*") if path.parent.suffix != ".damaged")
+    found |= {str(path.relative_to(cache)): "" for path in sums}
     for path in runs.glob("*/*/steps.jsonl"):
         try:
             steps = [json.loads(line)["step"] for line in path.read_text().splitlines()]
@@ -89,9 +90,9 @@ def results(runs: Path, cache: Path) -> dict[str, str]:
         if name == "looks":  # which reports were made on the way
             continue
         measured = [column.name for column in FRAMES[name].columns if column.measured]
-        found[f"frame {name}"] = _sha256(frame.drop(columns=measured, errors="ignore").to_csv(index=False).encode())
+        found[f"frame {name}"] = digest_of(frame.drop(columns=measured, errors="ignore").to_csv(index=False).encode())
     return found
 
 
-def _sha256(data: bytes) -> str:
+def digest_of(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:16]

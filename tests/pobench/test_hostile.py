@@ -11,14 +11,19 @@ from typing import Any
 import pandas as pd
 import pytest
 
+import pobench
 from pobench import sources
+from pobench.columns import FRAMES
 from pobench.data.prompts import prompt_rows
+from pobench.data.shapes import load_preferences
 from pobench.errors import CorruptError, PobenchError
 from pobench.judging.replies import parse
 from pobench.registry import get_loss
 from pobench.reporting import plot
 from pobench.results.index import entries, read_entry
+from pobench.results.load import read_trials
 from pobench.results.run_folder import RunFolder
+from pobench.spreadsheet import csv_bytes
 from pobench.workflows.grid import Grid, search_space
 from pobench.workflows.study_file import read_study
 
@@ -29,6 +34,32 @@ def test_a_cell_that_a_spreadsheet_would_compute_is_shown_and_numbers_are_as_the
     read = pd.read_csv(io.BytesIO(plot.csv(frame)), dtype=object, keep_default_na=False)
     assert list(read.columns) == ["'=name", "n"] and set(read["n"]) == {"-1.5"}
     assert list(read["'=name"]) == [*(f"'{cell}" for cell in cells[:6]), "plain", "-0.5", "a=b", ""]
+
+
+CELLS = ["=cmd|'/C calc'!A0", "@x", "'=x", "''-y", "-0.5", "'quoted'", "plain", "\n=1", ""]
+
+
+def test_trials_hold_no_formula_and_are_read_as_they_were(tmp_path: Path) -> None:
+    rows = FRAMES["tuning"].of(
+        pd.DataFrame({"reason": CELLS, "trial": range(len(CELLS)), "lr": [-1e-3 / 3] * len(CELLS)})
+    )
+    (tmp_path / "trials.csv").write_bytes(csv_bytes(rows))
+    written = pd.read_csv(tmp_path / "trials.csv", dtype=object, keep_default_na=False)["reason"]
+    assert [cell for cell in written if cell.lstrip().startswith(("=", "@"))] == []
+    read = read_trials(tmp_path / "trials.csv")
+    assert list(read["reason"].fillna("")) == CELLS and set(read["lr"]) == {-1e-3 / 3}
+
+
+def test_there_is_one_way_to_write_csv() -> None:
+    code = Path(pobench.__file__).parent.rglob("*.py")
+    assert [path.name for path in code if ".to_csv(" in path.read_text(encoding="utf-8")] == ["spreadsheet.py"]
+
+
+def test_a_conversation_of_twenty_thousand_turns_is_read_and_is_no_hang(tmp_path: Path) -> None:
+    """Half a second of a processor; by a search that goes back to every label it was three minutes."""
+    whole = "\n\nHuman: x\n\nAssistant: y" * 10_000
+    (tmp_path / "pairs.jsonl").write_text(json.dumps({"chosen": f"{whole} a", "rejected": f"{whole} b"}) + "\n")
+    assert len(load_preferences(tmp_path / "pairs.jsonl").preferences[0].prompt) == 19_999
 
 
 @pytest.mark.parametrize("name", ["files//{}/out", "files/../../out"])

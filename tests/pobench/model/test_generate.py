@@ -48,6 +48,16 @@ def model():
     return chat_model()
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_logits_that_overflow_end_the_answers_in_a_message(temperature: float) -> None:
+    overflowing = chat_model()
+    with torch.no_grad():
+        overflowing.get_output_embeddings().weight.mul_(1e38)
+        overflowing.model.norm.weight.mul_(1e3)
+    with pytest.raises(PobenchError, match="token 1 of an answer has no finite logits in fp32"):
+        generate(overflowing, CHAT, PROMPTS, Decoding(3, temperature=temperature))
+
+
 @pytest.mark.parametrize(
     ("architecture", "settings"),
     [

@@ -36,6 +36,13 @@ def test_a_weight_that_is_missing_is_no_random_one(tmp_path) -> None:
         load_model(folder, dtype=torch.float32)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_weight_that_is_not_finite_is_named(value, tmp_path) -> None:
+    folder = changed(save_chat_model(tmp_path), lambda weights: weights[Q].__setitem__((1, 2), value))
+    with pytest.raises(PobenchError, match=rf"weights hold nan or infinity: {Q}"):
+        load_model(folder, dtype=torch.float32)
+
+
 @pytest.mark.parametrize(
     ("layers", "count"), [(5, "27 are missing"), (1, "9 are unknown to the model")], ids=["five layers", "one layer"]
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -19,6 +19,9 @@ from pobench.settings.resolve import parse_overrides, resolve
 from pobench.settings.schema import Setting
 from pobench.sources import fetch_model
 from pobench.workflows.grid import Grid
+from pobench.workflows.study import expand
+from pobench.workflows.study_file import read_study
+from pobench.workflows.tune import plan_tuning
 
 BOMB = "x0: &x0 [a, a, a, a, a, a, a, a, a, a]\n" + "".join(
     f"x{i}: &x{i} [{', '.join([f'*x{i - 1}'] * 10)}]\n" for i in range(1, 10)
@@ -106,9 +109,34 @@ def test_a_number_beyond_its_end_is_refused(change) -> None:
         resolve("tiny", "simpo", overrides=parse_overrides([change]))
 
 
-def test_an_infinite_learning_rate_is_refused() -> None:
-    with pytest.raises(PobenchError, match=r"train.lr: got inf"):
-        resolve("tiny", "dpo", overrides={"train.lr": float("inf")})
+@pytest.mark.parametrize("value", [".inf", "-.inf", ".nan", "1e400"])
+def test_a_learning_rate_that_is_not_finite_is_refused_through_every_door(value: str, tmp_path: Path) -> None:
+    mine, grid = tmp_path / "mine.yaml", tmp_path / "grid.yaml"
+    grid.write_text(f"lr: [1.0e-3, {value}]\nlosses: {{dpo: {{beta: [0.1]}}}}\n")
+
+    def setting(text: str) -> None:
+        mine.write_text(f"extends: tiny\n{text.format(value)}\n")
+        resolve(str(mine), "dpo")
+
+    def study(cells: str) -> None:
+        mine.write_text(
+            f"title: t\nquestion: q\nfigures: [settings-table]\ngrid: [{{losses: dpo, {cells.format(value)}}}]\n"
+        )
+        expand(read_study(str(mine)), "tiny")
+
+    doors: list[Callable[[], object]] = [
+        lambda: setting("train: {{lr: {}}}"),
+        lambda: setting("losses: {{dpo: {{lr: {}}}}}"),
+        lambda: resolve("tiny", "dpo", overrides=parse_overrides([f"train.lr={value}"])),
+        lambda: resolve("tiny", "dpo", overrides=parse_overrides([f"dpo.lr={value}"])),
+        lambda: plan_tuning("dpo", "tiny", grid=str(grid), dry=True),
+        lambda: plan_tuning("dpo", "tiny", grid=str(grid), sampler="random", dry=True),
+        lambda: study("values: {{train.lr: [{}]}}"),
+        lambda: study("times: {{train.lr: [{}]}}"),
+    ]
+    for door in doors:
+        with pytest.raises(PobenchError, match=r"inf|nan|1e400"):
+            door()
 
 
 YAML_1_2 = {  # the core schema; YAML 1.1 has 90, 8, 1000, true, false, true, false, a date and text for the first ten

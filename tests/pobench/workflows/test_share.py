@@ -58,7 +58,7 @@ def _hostile(folder: RunFolder) -> None:
     (folder.path / "config.yaml").write_text(yaml.safe_dump(config))
     node = folder.node("answers-000000000001")
     frame, about = node.read_frame("answers"), node.about
-    frame = frame.assign(text=HOSTILE, instruction="=cmd|' /C calc'!A0", kind="+1", topic="sea", finished=True)
+    frame = frame.assign(text=HOSTILE, instruction="=cmd|' /C calc'!A0", kind="+1+1", topic="sea", finished=True)
     node.write({"answers": frame}, about["causes"], model=about["model"], read=about["read"])
 
 
@@ -129,7 +129,7 @@ def test_no_cell_of_a_csv_is_a_formula_and_the_frames_are_read_as_runs_are(site:
     assert (
         "'=cmd|" in (site / "data/answers.csv").read_text() and ",=cmd" not in (site / "data/answers.csv").read_text()
     )
-    assert ",'+1," in (site / "data/answers.csv").read_text()
+    assert ",'+1+1," in (site / "data/answers.csv").read_text()
     assert is_frames(site / "data")
     stored, shared = load_frames(runs)["verdicts"], load_frames(site / "data")["verdicts"]
     assert sorted(shared["score"]) == sorted(stored["score"]) and len(shared) == 15

@@ -1,0 +1,44 @@
+"""The one way from a frame to CSV. Text that a spreadsheet would compute as a formula stands behind an apostrophe there, and
+`original` takes it away again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for the beginning of one
+
+
+def csv_bytes(frame: pd.DataFrame, *, digits: int | None = None) -> bytes:
+    """The frame as CSV in UTF-8, missing as an empty field; broken Unicode becomes `?`. digits: of numbers; None: all."""
+    plain = frame.rename(columns=harmless)
+    for place, kind in enumerate(plain.dtypes):
+        if not pd.api.types.is_numeric_dtype(kind):
+            plain.isetitem(place, plain.iloc[:, place].map(harmless, na_action="ignore"))
+    number = None if digits is None else f"%.{digits}g"
+    text: str = plain.to_csv(index=False, float_format=number, lineterminator="\n", errors="replace")
+    return text.encode("utf-8", "replace")
+
+
+def harmless(value: Any) -> Any:
+    """The value of a cell, or the name of a column, as a spreadsheet shows it and does not compute it; a number stays."""
+    return f"'{value}" if isinstance(value, str) and _computed(value.lstrip("'")) and not _is_number(value) else value
+
+
+def original(value: Any) -> Any:
+    """The value that `harmless` was given."""
+    marked = isinstance(value, str) and value.startswith("'") and _computed(value.lstrip("'"))
+    return value[1:] if marked and not _is_number(value) else value
+
+
+def _computed(text: str) -> bool:
+    return text.lstrip(" \n").startswith(FORMULA)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

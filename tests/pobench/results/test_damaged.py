@@ -1,0 +1,115 @@
+"""A stored file with another digit, or a file that is gone, is named by whatever reads it, and made anew where it can be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from stores import START, start_run, trained_run, unscored
+
+from pobench.errors import CorruptError, PobenchError
+from pobench.files import read_marker, sealed, write_json
+from pobench.results.frame_files import read_frames, write_frames
+from pobench.results.load import load_frames, open_frames
+from pobench.results.run_folder import RunFolder
+from pobench.runs.verify import verify
+from tests.faults.damage import another_digit
+
+RUN = "tiny/simpo-aaaaaaaaaaaa"
+OTHER = "tiny/dpo-bbbbbbbbbbbb"
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("POBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("pobench.results.load.summary_of", lambda root, entry, start, check: unscored(entry.run))
+    root = tmp_path / "runs"
+    start_run(root)
+    for run in (RUN, OTHER):
+        trained_run(root, run.partition("/")[2])
+    return root
+
+
+SMALL = ("trained.json", "shown.json", "config.yaml", "answers-000000000001/node.json")
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("damage", [another_digit, Path.unlink], ids=["another digit", "gone"])
+def test_a_run_with_a_damaged_small_file_is_left_out_and_named(
+    name: str, damage: Callable[[Path], object], store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damage(store / RUN / name)
+    frames = open_frames(store)
+    if name == "trained.json" and damage is Path.unlink:  # as one that is not finished yet
+        assert frames["runs"].set_index("run")["status"][RUN] == "unfinished"
+        return
+    assert set(frames["runs"]["run"]) == {START, OTHER} and frames.left_out == (RUN,)
+    assert f"{RUN} is left out: {str(store / RUN / name)!r} is damaged" in capsys.readouterr().err
+    assert [fault for fault in verify(store).faults if str(store / RUN / name) in fault]
+
+
+def test_a_report_that_leaves_a_damaged_run_out_ends_with_status_1(store: Path, pobench_cli, short_report) -> None:  # type: ignore[no-untyped-def]
+    arguments = ("analyze", "--runs", str(store), "--figures", "settings-table", "--format", "csv")
+    assert pobench_cli(*arguments)[0] == 0
+    another_digit(store / RUN / "config.yaml")
+    status, _, err = pobench_cli(*arguments)
+    assert status == 1 and f"the report leaves out 1 damaged run: {RUN}" in err
+
+
+def test_where_no_run_is_whole_the_message_says_so_and_not_that_there_is_none(store: Path) -> None:
+    for path in store.glob("*/*/config.yaml"):
+        path.write_text("")
+    with pytest.raises(PobenchError, match=r"none of the 3 stored runs in .* is whole"):
+        open_frames(store)
+
+
+@pytest.mark.parametrize("damage", [another_digit, Path.unlink], ids=["another digit", "gone"])
+def test_what_a_run_shows_is_made_anew_from_its_results(damage: Callable[[Path], object], store: Path) -> None:
+    folder = RunFolder(store, RUN)
+    shown = folder.shown
+    damage(folder.path / "shown.json")
+    with pytest.raises(CorruptError):
+        _ = folder.shown
+    folder.show({"answers": shown["answers"]})
+    assert folder.shown == shown and verify(store).faults == []
+
+
+def test_steps_that_are_gone_are_named(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (store / RUN / "steps.jsonl").unlink()
+    assert set(load_frames(store)["steps"]["run"]) == {OTHER}
+    assert f"the steps of {RUN} are left out" in capsys.readouterr().err
+
+
+def test_a_seal_holds_for_any_value_that_json_holds_and_earlier_files_have_none(tmp_path: Path) -> None:
+    value = {"nan": float("nan"), "list": (1, 2.5), "β": {"2": 1, "10": None}}
+    write_json(tmp_path / "a.json", sealed(value))
+    read = read_marker(tmp_path / "a.json")
+    assert read["list"] == [1, 2.5] and read["β"] == value["β"] and "seal" not in read
+    another_digit(tmp_path / "a.json")
+    with pytest.raises(CorruptError, match="its bytes are not those that were written"):
+        read_marker(tmp_path / "a.json")
+    (tmp_path / "b.json").write_text(json.dumps({"old": 1}))
+    assert read_marker(tmp_path / "b.json") == {"old": 1}
+
+
+def test_frames_as_files_are_refused_where_one_has_another_bit(store: Path, tmp_path: Path) -> None:
+    write_frames(load_frames(store), tmp_path / "frames")
+    assert len(read_frames(tmp_path / "frames")["runs"]) == 3
+    another_digit(tmp_path / "frames" / "answers.parquet")
+    with pytest.raises(CorruptError, match=r"answers\.parquet"):
+        load_frames(tmp_path / "frames")
+
+
+def test_trials_with_another_digit_are_left_out_and_named(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from pobench.columns import FRAMES
+    from pobench.results.load import digest_file
+    from pobench.spreadsheet import csv_bytes
+
+    path = store / "trials.csv"
+    path.write_bytes(csv_bytes(FRAMES["tuning"].of(pd.DataFrame({"loss": ["dpo"], "lr": [0.125], "value": [0.5]}))))
+    assert load_frames(store)["tuning"]["lr"].tolist() == [0.125]
+    digest_file(path).write_text(f"{'0' * 64}  trials.csv\n")
+    assert load_frames(store)["tuning"].empty and "trials are left out" in capsys.readouterr().err
