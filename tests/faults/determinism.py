@@ -29,7 +29,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from pobench.columns import FRAMES
-from pobench.files import write_json
+from pobench.files import SEAL, sealed, write_json
 from pobench.results.load import load_frames
 from tests.faults.world import make_world, results
 
@@ -130,7 +130,7 @@ def lend_measured(lender: Path, borrower: Path) -> None:
             (target / "steps.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
             facts = _measured(*(json.loads((at / "trained.json").read_text()) for at in (source.parent, target)))
             facts["files"]["steps.jsonl"] = hashlib.sha256((target / "steps.jsonl").read_bytes()).hexdigest()
-            write_json(target / "trained.json", facts)
+            write_json(target / "trained.json", sealed({key: facts[key] for key in facts if key != SEAL}))
 
 
 def _measured(theirs: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
