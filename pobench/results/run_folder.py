@@ -164,10 +164,10 @@ class RunFolder:
     @property
     def shown(self) -> dict[str, str]:
         """Stage → the node that the newest command named; {} for a folder of protocol 1. Raises CorruptError where it is not
-        what was written, or is gone and there are results."""
+        what was written, or is gone from a run that has results; drawn pairs have a folder too, and show nothing."""
         if self.has("shown.json"):
             return dict(self.read_json("shown.json"))
-        if next(self._finished_nodes(), None) is not None:
+        if self.has("config.yaml") and next(self._finished_nodes(), None) is not None:
             raise CorruptError(self.path / "shown.json", "the file is gone")
         return {}
 

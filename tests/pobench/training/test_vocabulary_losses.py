@@ -74,7 +74,7 @@ def test_a_micro_batch_has_the_gradient_of_whole_softmaxes(
     policy = ResponseLogps(model, tile=7)
     batch = get_layout(layout).collate([objective.groups[i] for i in items])
     values = policy(batch, objective.per_token, objective.vocabulary(batch))
-    slope, logged = objective.measure(items, values)
+    slope, logged, _ = objective.measure(items, values)
     (values * slope).sum().backward()
     ours = torch.cat([p.grad.flatten() for p in model.parameters()]).double()
     assert float(logged[0]) == pytest.approx(expected.sum().item(), rel=2e-6)
