@@ -317,9 +317,13 @@ def _print_losses(rows: list[dict[str, Any]]) -> None:
     for column in table.columns:
         column.no_wrap, column.overflow = True, "ellipsis"
     # Every width is given, as rich would take room from the names too. Where it is short, the defaults and the needs are cut.
-    widths = [max(len(text) for text in texts) for texts in zip(*((row["name"], row["title"]) for row in rows), strict=True)]
+    widths = [
+        max(len(text) for text in texts) for texts in zip(*((row["name"], row["title"]) for row in rows), strict=True)
+    ]
     widths.append(min(len("batch, reference"), max(len(", ".join(row["needs"])) for row in rows)))
-    for column, width in zip(table.columns, [*widths, out.console.width - sum(widths) - len(table.columns)], strict=True):
+    for column, width in zip(
+        table.columns, [*widths, out.console.width - sum(widths) - len(table.columns)], strict=True
+    ):
         column.width = max(width, len("defaults"))
     for row in rows:
         given = {name: about["default"] for name, about in row["settings"].items() if about["default"] is not None}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import shutil
@@ -13,6 +12,7 @@ import torch
 
 from pobench.data.order import mismatch
 from pobench.errors import CorruptError, PobenchError
+from pobench.files import sealed, write_json
 from pobench.registry import losses
 from pobench.training import reference as module
 from pobench.training.objectives import mismatched_groups
@@ -195,8 +195,8 @@ def test_several_folders_are_read_as_one_but_not_of_different_arithmetic(groups,
     both = ReferenceSums.load(tmp_path / "a", tmp_path / "b")
     assert both.seconds_apart == sum(about_reference(tmp_path / name)["seconds"] for name in "ab") > 0
     assert both.responses == 2 * len(groups) and both.of(groups).isfinite().all()
-    about = json.loads((tmp_path / "b" / MARKER).read_text())
-    (tmp_path / "b" / MARKER).write_text(json.dumps({**about, "arithmetic": "bf16"}))
+    about = about_reference(tmp_path / "b")
+    write_json(tmp_path / "b" / MARKER, sealed({**about, "arithmetic": "bf16"}))
     with pytest.raises(
         PobenchError, match=r"one arithmetic are needed; the folders hold \['bf16', 'no shared_prefix'\]"
     ):
