@@ -70,7 +70,7 @@ Parallel = Annotated[
     int,
     typer.Option(
         min=1,
-        help="Jobs that this machine runs at one time, each with its GPUs or its share of the cores.",
+        help="Jobs that this machine runs at one time, each with its GPUs or its share of the cores; one alone has all cores.",
         rich_help_panel=PLACE,
     ),
 ]

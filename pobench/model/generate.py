@@ -1,7 +1,8 @@
 """Generate answers: prompts as token ids in, sampled or greedy texts out, on the model's device.
 
 A plain decoding loop over the model's own forward and key-value cache. Prompts of similar length are batched, left-padded.
-Answers that have ended leave the batch, so one long answer does not hold up sixty short ones.
+Answers that have ended leave the batch, so one long answer does not hold up sixty short ones. What prompts begin with alike is
+read once.
 
 `pobench.data.chat.Chat` makes the prompts' ids. The model answers in the type of its weights: its owner loads it in that type
 (`load_model(dtype=…)`) or casts it in place (`in_precision`), so there is no second copy of the weights.
@@ -27,13 +28,15 @@ from torch import Tensor
 from pobench.errors import PobenchError
 from pobench.model.device import free_memory
 from pobench.model.layouts import PAD
+from pobench.settings.schema import ANSWERED_TOGETHER
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # The most prompt tokens of a batch, pads included: a few prompts of thousands of tokens take as much memory as a batch of short
-# ones. Sixty-four prompts of 512 tokens are still one batch. The limit does not depend on the machine's memory, so batches are
+# ones. 128 prompts of 256 tokens are still one batch. The limit does not depend on the machine's memory, so batches are
 # the same everywhere.
 MOST_TOKENS = 32_768
 SHARE = 0.8  # of the free memory, for a batch's cache and arithmetic
+LEAST_SHARED = 8  # tokens that prompts begin with alike, from which on these are read apart
 _NUCLEUS = 1024  # most likely tokens; the whole vocabulary is sorted only if these do not reach top_p
 
 
@@ -88,7 +91,7 @@ def generate(
     prompts: Sequence[Sequence[int]],
     decoding: Decoding,
     *,
-    batch_size: int = 64,
+    batch_size: int = ANSWERED_TOGETHER,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Answer]:
     """The answers to each prompt, ordered by prompt, then sample. The model is unchanged.
@@ -114,7 +117,7 @@ def generate_batches(
     prompts: Sequence[Sequence[int]],
     decoding: Decoding,
     *,
-    batch_size: int = 64,
+    batch_size: int = ANSWERED_TOGETHER,
     skip: Callable[[int, int], bool] = lambda prompt, sample: False,
     share: tuple[int, int] = (0, 1),
 ) -> Iterator[list[Answer]]:
@@ -288,68 +291,124 @@ def _decode(
     """The tokens of each row's answer, stop token included. rows: the prompts' tokens. samples: the sample's number for each
     row."""
     device = model.device
-    ids, mask, position = left_padded(rows, PAD, device).values()
-    longest = ids.shape[1]
     ends = torch.tensor(list(stops), device=device)
     count = decoding.max_new_tokens
     uniform = None
     if decoding.temperature > 0:
         draws = [_draws(decoding.seed, sample, row, count) for row, sample in zip(rows, samples, strict=True)]
         uniform = torch.as_tensor(np.stack(draws), dtype=torch.float32, device=device)  # (rows, count) in [0, 1)
-    cache = _cache(model.config, longest + count, static=device.type == "cuda")
-    # An index, not the number 1: that would slice the hidden states, which makes them non-contiguous, and torch would copy the
-    # head for each row.
-    last = torch.tensor([-1], device=device)
+    cache, logits, mask, position = _read(model, rows, count)
     alive = torch.arange(len(rows), device=device)  # which row of the input each row of the batch is
     ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
     responses = torch.full((len(rows), count), -1, device=device)
     for step in range(count):
-        logits = model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=position,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=last,
-        ).logits[:, -1]
         if not bool(logits.amax(-1).isfinite().all()):
             raise PobenchError(
                 f"answers cannot be generated:\n  token {step + 1} of an answer has no finite logits in "
                 f"{decoding.precision}; a model that overflows there may do in fp32 (--set answers.precision=fp32)"
             )
         if uniform is None:
-            token = logits.argmax(-1)
+            token = logits.float().argmax(-1)  # a processor finds the largest of narrower numbers five times as slowly
         else:
             token = pick(logits, decoding.temperature, decoding.top_p, uniform[alive, step])
         responses[alive[~ended], step] = token[~ended]
         ended |= torch.isin(token, ends)
         left = int((~ended).sum())
-        if left == 0:
+        if left == 0 or step == count - 1:
             break
         # Shrinking copies the cache, so it waits until an eighth of the rows has ended.
         if left <= len(ended) * 7 // 8:
             keep = (~ended).nonzero().squeeze(-1)
             _keep(cache, keep)
             alive, mask, position, token, ended = alive[keep], mask[keep], position[keep], token[keep], ended[keep]
-        ids = token[:, None]
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=-1)
-        position = position[:, -1:] + 1
+        position = position + 1
+        logits = _forward(model, cache, token[:, None], mask, position)
     return [[t for t in row if t >= 0] for row in responses.tolist()]
 
 
-def _cache(config: Any, tokens: int, static: bool) -> Any:
-    """The cache of keys and values. static: allocate room for all tokens at the start; a growing cache is copied at every step.
-    Only for layers whose cache holds keys and values alone."""
-    from transformers import DynamicCache, StaticCache
-    from transformers.cache_utils import StaticLayer, StaticSlidingWindowLayer
+def _read(model: Any, rows: Sequence[Sequence[int]], count: int) -> tuple[Any, Tensor, Tensor, Tensor]:
+    """Read the prompts. Returns the cache, with room for `count` more tokens of each row, and of each row: the next token's
+    logits, (rows, vocabulary); its mask, (rows, tokens); the position of its last token, (rows, 1).
 
-    cache = StaticCache(config=config, max_cache_len=tokens) if static else None
+    A prompt that several rows ask is read once, and what all prompts begin with (a chat's system text) once for all of them.
+    """
+    place = {prompt: i for i, prompt in enumerate(dict.fromkeys(map(tuple, rows)))}
+    prompts = list(place)
+    begins = _common_beginning(prompts)
+    device, width = model.device, max(map(len, prompts))
+    cache = _cache(model.config, width + count, static=device.type == "cuda")
+    if begins < LEAST_SHARED or not _holds_keys_alone(cache):
+        begins = 0
+    own, mask, position = left_padded([prompt[begins:] for prompt in prompts], PAD, device).values()
+    if begins:
+        first, of_first, at = left_padded([prompts[0][:begins]], PAD, device).values()
+        _forward(model, cache, first, of_first, at)
+        _keep(cache, torch.zeros(len(prompts), dtype=torch.long, device=device))
+        mask, position = torch.cat([of_first.expand(len(prompts), -1), mask], dim=-1), position + begins
+    logits = _forward(model, cache, own, mask, position)
+    position = position[:, -1:]
+    if len(prompts) < len(rows):
+        asks = torch.tensor([place[tuple(row)] for row in rows], device=device)
+        _keep(cache, asks)
+        logits, mask, position = logits[asks], mask[asks], position[asks]
+    return cache, logits, mask, position
+
+
+def _common_beginning(prompts: Sequence[Sequence[int]]) -> int:
+    """How many tokens all of several prompts begin with; each keeps one of its own. 0 of a single prompt."""
+    if len(prompts) < 2:
+        return 0
+    one, other = min(prompts), max(prompts)  # in order, all others lie between these
+    same = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    return min(same, min(map(len, prompts)) - 1)
+
+
+def _forward(model: Any, cache: Any, ids: Tensor, mask: Tensor, position: Tensor) -> Tensor:
+    """(rows, vocabulary) logits behind the last of `ids`, (rows, tokens), whose keys and values join the cache."""
+    # An index, not the number 1: that would slice the hidden states, which makes them non-contiguous, and torch would copy the
+    # head for each row.
+    last = torch.tensor([-1], device=ids.device)
+    logits: Tensor = model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=position,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=last,
+    ).logits[:, -1]
+    return logits
+
+
+def _cache(config: Any, tokens: int, static: bool) -> Any:
+    """The cache of keys and values, with room for all tokens from the start: a growing cache is copied at every step. static: a
+    layer gives out all its room, the part that is not filled yet too, so that shapes recur. Only for layers whose cache holds
+    keys and values alone."""
+    from transformers import DynamicCache, StaticCache
+    from transformers.cache_utils import DynamicLayer, StaticLayer, StaticSlidingWindowLayer
+
+    from pobench.model.roomy_cache import RoomyLayer
+
+    cache: Any = StaticCache(config=config, max_cache_len=tokens) if static else None
     if cache is not None and all(type(layer) in (StaticLayer, StaticSlidingWindowLayer) for layer in cache.layers):
         return cache
-    return DynamicCache(config=config)
+    cache = DynamicCache(config=config)
+    cache.layers = [RoomyLayer(tokens) if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
+
+
+def _holds_keys_alone(cache: Any) -> bool:
+    """Whether all layers keep every token's keys and values, so that pads may stand between a beginning and what follows: a
+    window would count them, and a recurrent state would take them in."""
+    from transformers.cache_utils import StaticLayer
+
+    from pobench.model.roomy_cache import RoomyLayer
+
+    return bool(cache.layers) and all(type(layer) in (RoomyLayer, StaticLayer) for layer in cache.layers)
 
 
 def _keep(cache: Any, rows: Tensor) -> None:
+    """Let the rows of the cache be these of its rows, which may repeat."""
     from transformers import StaticCache
 
     if not isinstance(cache, StaticCache):

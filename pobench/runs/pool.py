@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from pobench.orphans import watch_starter
@@ -23,10 +23,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Share:
-    """One of several equal parts of the machine. slot: from 0. of: how many parts there are."""
+    """One of several equal parts of the machine. slot: from 0. of: how many parts there are. alone: no other part is in use
+    meanwhile, so all cores may be."""
 
     slot: int = 0
     of: int = 1
+    alone: bool = False
 
     def devices(self, everything: int) -> int:
         """How many of the machine's processes of a training job fall to it."""
@@ -42,6 +44,8 @@ class Share:
             names = known if len(known) == gpus else [str(i) for i in range(gpus)]
             first = self.slot * self.devices(gpus) % gpus
             return {"CUDA_VISIBLE_DEVICES": ",".join(names[first : first + self.devices(gpus)])}
+        if self.alone:
+            return {}
         return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS") or str(self.devices(cores))}
 
 
@@ -51,6 +55,16 @@ _here = threading.local()
 def share() -> Share:
     """That of this thread; outside of a pool the whole machine."""
     return getattr(_here, "share", Share())
+
+
+def run_alone(function: Callable[..., T], *arguments: Any) -> T:
+    """Run a function in this thread while no other thread of the pool runs one."""
+    part = share()
+    _here.share = replace(part, alone=True)
+    try:
+        return function(*arguments)
+    finally:
+        _here.share = part
 
 
 @contextlib.contextmanager

@@ -33,6 +33,7 @@ from pobench.judging.ranking import HumanOverOwn, Ranked, ReadAll, Row, Sample, 
 from pobench.locks import HeldError, hold
 from pobench.model.generate import Decoding, generate_batches
 from pobench.progress import progress
+from pobench.settings.schema import ANSWERED_TOGETHER
 
 Judge = PointwiseJudge | PairwiseJudge
 Made = TypeVar("Made", Ranked, HumanOverOwn)
@@ -109,7 +110,7 @@ def draw(
     model: Any,
     chat: Chat,
     *,
-    batch_size: int = 64,
+    batch_size: int = ANSWERED_TOGETHER,
     share: tuple[int, int] = (0, 1),
     progress: Progress | None = None,
 ) -> None:
@@ -219,7 +220,7 @@ def make_pairs(
     chat: Chat,
     made_by: Mapping[str, Any],
     decoding: Decoding,
-    batch_size: int = 64,
+    batch_size: int = ANSWERED_TOGETHER,
     progress: Progress | None = None,
     **written: Any,
 ) -> dict[str, Any]:

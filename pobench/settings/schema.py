@@ -28,6 +28,7 @@ from pydantic_core import PydanticKnownError
 from pobench.errors import nearest
 from pobench.files import name_fault
 
+ANSWERED_TOGETHER = 128  # prompts, by default; fewer where memory is short
 MICRO_TOKENS = 2048  # of a micro-batch by default, and of evaluation when the setting says `auto`
 
 
@@ -487,7 +488,7 @@ class AnswersConfig(Section):
     """Answers to each prompt."""
     seed: Seed | None = None
     """Of the draws. null: the run's own seed, the same for all losses of that seed; 0 for the start model."""
-    batch_size: Annotated[Count, RUNTIME] = 64
+    batch_size: Annotated[Count, RUNTIME] = ANSWERED_TOGETHER
     """Prompts that are answered together."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Of the arithmetic."""

@@ -18,14 +18,14 @@ from pobench.runs.edges import lacking, ready, stages_of
 from pobench.runs.execute import do_task
 from pobench.runs.executor import Ended, Executor
 from pobench.runs.jobs import under_way
-from pobench.runs.pool import lives, now, pool
+from pobench.runs.pool import lives, now, pool, run_alone
 from pobench.runs.task import Task
 
 
 @register_executor("local")
 class Local(Executor):
-    """parallel: tasks that run at one time, each with its share of the machine. A job that outlives its command is a whole
-    command (`pobench.runs.detached`); its id is `<host>:<process>`."""
+    """parallel: tasks that run at one time, each with its share of the machine; one beside which no other can run has all
+    cores. A job that outlives its command is a whole command (`pobench.runs.detached`); its id is `<host>:<process>`."""
 
     parallel: int = 1
 
@@ -45,7 +45,8 @@ class Local(Executor):
                     else:
                         place = f"{name} · " if (name := name_in_command(task)) else ""
                         announce(f"{place}{task.title}{stages_of(task)}  →  {task.runs / task.run}")
-                        running[submit(do_task, task)] = task
+                        alone = not running and ready(waiting, [task]) is None
+                        running[submit(run_alone, do_task, task) if alone else submit(do_task, task)] = task
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     task, why = running.pop(future), future.result()
                     if why is not None:

@@ -113,6 +113,45 @@ def test_a_prompt_is_answered_the_same_whatever_else_is_asked(model):
     assert alone[0] != alone[1]
 
 
+def read_tokens(model, monkeypatch) -> list[tuple[int, int]]:
+    """(rows, tokens) of every forward pass from now on."""
+    shapes: list[tuple[int, int]] = []
+    own = type(model).forward
+
+    def forward(self, *args, **kwargs):
+        shapes.append(tuple(kwargs["input_ids"].shape))
+        return own(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(model), "forward", forward)
+    return shapes
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_what_prompts_begin_with_alike_is_read_once_and_so_is_a_prompt_that_is_asked_often(model, monkeypatch, static):
+    begins = generation._common_beginning(PROMPTS)
+    longest = max(map(len, PROMPTS))
+    assert begins > 4
+    monkeypatch.setattr(generation, "LEAST_SHARED", 4)
+    cache = generation._cache
+    monkeypatch.setattr(generation, "_cache", lambda config, tokens, **how: cache(config, tokens, static=static))
+    decoding = Decoding(6, temperature=0.7, samples=3)
+    shapes = read_tokens(model, monkeypatch)
+    together = generate(model, CHAT, PROMPTS, decoding)
+    assert shapes[:3] == [(1, begins), (len(PROMPTS), longest - begins), (3 * len(PROMPTS), 1)] and len(shapes) == 1 + 6
+    monkeypatch.setattr(generation, "LEAST_SHARED", 10**6)
+    assert generate(model, CHAT, PROMPTS, decoding) == together
+    alone = [generate(model, CHAT, [prompt], decoding) for prompt in PROMPTS]
+    assert [answer.text for one in alone for answer in one] == [answer.text for answer in together]
+
+
+@given(st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=6), min_size=1, max_size=5))
+def test_every_prompt_keeps_a_token_behind_what_all_begin_with(prompts) -> None:
+    begins = generation._common_beginning(prompts)
+    assert all(prompt[:begins] == prompts[0][:begins] and len(prompt) > begins for prompt in prompts)
+    if len(prompts) > 1 and min(map(len, prompts)) > begins + 1:
+        assert len({prompt[begins] for prompt in prompts}) > 1  # it ends where they differ
+
+
 def test_skipped_answers_are_left_out_and_the_rest_stays(model):
     drawn = Decoding(8, temperature=1.0, samples=2, seed=1)
     whole = set(generate(model, CHAT, PROMPTS, drawn))

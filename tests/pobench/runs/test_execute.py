@@ -14,7 +14,7 @@ from pobench.results.run_folder import RunFolder
 from pobench.runs import execute as execution
 from pobench.runs.execute import execute
 from pobench.runs.executor import make_executor
-from pobench.runs.pool import Share, pool, share
+from pobench.runs.pool import Share, pool, run_alone, share
 
 
 @pytest.fixture
@@ -100,6 +100,19 @@ def test_each_of_several_jobs_has_its_gpus_or_its_share_of_the_cores(parallel, g
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert [Share(slot, parallel).environment(gpus, 6) for slot in range(parallel)] == shares
+
+
+def test_a_job_beside_which_no_other_runs_has_all_cores_and_its_own_gpus(monkeypatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert Share(0, 2, alone=True).environment(0, 6) == {}
+    assert Share(0, 2, alone=True).environment(8, 6) == Share(0, 2).environment(8, 6)
+    seen: list[tuple[str, bool]] = []
+    with pool(2) as submit:
+        submit(lambda: seen.append(("beside", share().alone))).result()
+        submit(run_alone, lambda: seen.append(("alone", share().alone))).result()
+        submit(lambda: seen.append(("behind", share().alone))).result()
+    assert seen == [("beside", False), ("alone", True), ("behind", False)]
 
 
 def test_what_the_user_has_set_is_shared_out(monkeypatch) -> None:
