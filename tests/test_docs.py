@@ -294,6 +294,10 @@ def rooms(tree: str) -> dict[str, set[str]]:
     return found
 
 
+def test_the_readme_counts_the_objectives() -> None:
+    assert f"with any of {len(list_losses())} objectives" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
 def test_the_readmes_tree_names_every_file_in_its_room() -> None:
     tree = next(block for block in blocks(PAGES[0].read_text(encoding="utf-8")) if block.startswith("pobench/"))
     named = {folder: names for folder, names in rooms(tree).items() if folder.startswith("pobench/")}

@@ -40,7 +40,8 @@ def test_a_whole_job_trains_on_what_its_loss_is_of(
     part = "train" if unit == "pairs" else unit
     assert trained[unit] == data["pairs"][part] > 0 and trained["causes"]["pairs"] == data["digests"][part]
     frames = load_frames(tmp_path / "runs")
-    assert {*frames["runs"]["trained_on"]} == {unit, ""}  # of the start model ""
+    trained_on = "pairs from all" if unit == "pairs" else unit
+    assert {*frames["runs"]["trained_on"]} == {trained_on, ""}  # of the start model ""
     assert data["pairs"]["heldout"] == heldout and len(frames.get("heldout", [])) == 2 * heldout
     assert len(frames["verdicts"]) == 2 * 3  # three prompts, the start model's answers and the run's
     assert pobench_cli("analyze", "--runs", str(tmp_path / "runs"), "--setting", "small")[0] == 0

@@ -19,7 +19,7 @@ from pobench.training import reference
 from pobench.training.loop import train
 from pobench.training.objectives import STEP_METRICS, mismatched_groups
 from pobench.types import Group
-from pobench.workflows.invariance import small_items, small_model, small_pairs
+from pobench.workflows.invariance import small_items, small_model, small_pairs, small_ratios
 
 PAIRS = 9  # in batches of 8: the second has nothing for the second process
 
@@ -58,6 +58,7 @@ def work(folder: Path, names: tuple[str, ...]) -> None:
             folder=folder / name,
             reference=reference.EveryStep(scorer) if loss.runs_reference else sums[loss.unit],
             mismatched=mismatch(items),
+            density_ratios=small_ratios(items),
             log=rows.append,
             watch=lambda scorer: {"watched": float(scorer.sums(groups[:1]).sum())},
         )
@@ -90,7 +91,7 @@ def assert_alike(one: dict[str, Any], two: dict[str, Any], *names: str) -> None:
 
 
 def test_nine_pairs_in_batches_of_eight_and_a_reference_pass_with_one_pair_left_end(tmp_path) -> None:
-    pairs, names = small_pairs(PAIRS), ("kto", "dpo", "simpo", "plackett_luce", "kto_unpaired", "dro_v")
+    pairs, names = small_pairs(PAIRS), ("kto", "dpo", "simpo", "plackett_luce", "kto_unpaired", "bco_udm", "dro_v")
     groups = [*map(Group.of, pairs), *mismatched_groups(pairs, mismatch(pairs))]
     part = reference._Part(tmp_path / "two" / "part")
     part.sums = {key: -1.0 for group in groups[1:] for key in reference.sequence_keys(group)}
