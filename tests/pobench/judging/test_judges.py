@@ -372,7 +372,7 @@ def test_a_local_judges_thought_is_no_verdict_and_the_verdict_behind_it_is_read(
 
     def scripted(*, input_ids: torch.Tensor, attention_mask: torch.Tensor, **others: Any) -> Any:
         result = forward(input_ids=input_ids, attention_mask=attention_mask, **others)
-        place = int(attention_mask[0].sum()) - start  # tokens written so far
+        place = max(0, int(attention_mask[0].sum()) - start)  # tokens written so far; before, prompts are read
         result.logits[:, -1] = 0.0
         result.logits[:, -1, tokenizer.convert_tokens_to_ids((writes * 9)[place])] = 5.0
         return result
