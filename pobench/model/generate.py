@@ -359,7 +359,7 @@ def _common_beginning(prompts: Sequence[Sequence[int]]) -> int:
     """How many tokens all of several prompts begin with; each keeps one of its own. 0 of a single prompt."""
     if len(prompts) < 2:
         return 0
-    one, other = min(prompts), max(prompts)  # in order, all others lie between these
+    one, *_, other = sorted(map(tuple, prompts))  # what these two begin with, those between them do too
     same = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
     return min(same, min(map(len, prompts)) - 1)
 

@@ -25,28 +25,31 @@ class RoomyLayer(DynamicLayer):
         filled = self.get_seq_length()
         tokens = filled + key_states.shape[-2]
         if self.room is None or tokens > self.room[0].shape[-2]:
-            self._make_room((key_states, value_states), max(self.tokens, tokens), filled)
-        assert self.room is not None
+            kept = () if self.room is None else self._filled
+            self.room = self._made_room((key_states, value_states), max(self.tokens, tokens), kept)
         for room, states in zip(self.room, (key_states, value_states), strict=True):
             room[:, :, filled:tokens] = states
         self.keys, self.values = (room[:, :, :tokens] for room in self.room)
-        return self.keys, self.values
+        return self._filled
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep these rows alone."""
+        """Keep these rows alone; they may repeat."""
         filled = self.get_seq_length()
         if self.room is None or not filled:
             return
-        kept = self.keys[indices], self.values[indices]
-        self._make_room(kept, self.room[0].shape[-2], 0)
-        for room, states in zip(self.room, kept, strict=True):
-            room[:, :, :filled] = states
+        kept = tuple(states[indices] for states in self._filled)
+        self.room = self._made_room(kept, self.room[0].shape[-2], kept)
         self.keys, self.values = (room[:, :, :filled] for room in self.room)
 
-    def _make_room(self, like: tuple[Tensor, Tensor], tokens: int, filled: int) -> None:
-        """Memory for so many tokens of rows as in `like`, holding the first `filled` tokens of the cache."""
-        fresh = [states.new_empty((*states.shape[:2], tokens, states.shape[-1])) for states in like]
-        for room, states in zip(fresh, (self.keys, self.values), strict=True):
-            if filled:
-                room[:, :, :filled] = states
-        self.room = fresh[0], fresh[1]
+    @property
+    def _filled(self) -> tuple[Tensor, Tensor]:
+        """The keys and values of all tokens so far."""
+        assert self.keys is not None and self.values is not None
+        return self.keys, self.values
+
+    def _made_room(self, like: tuple[Tensor, ...], tokens: int, kept: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """Memory for so many tokens of rows as in `like`, which begins with `kept`."""
+        keys, values = (states.new_empty((*states.shape[:2], tokens, states.shape[-1])) for states in like)
+        for room, states in zip((keys, values), kept, strict=False):
+            room[:, :, : states.shape[-2]] = states
+        return keys, values
