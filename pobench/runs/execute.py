@@ -86,6 +86,7 @@ def execute(
         for path in plan.damaged:
             _set_aside(path)
         _point_to(plan)
+        _forgive_what_is_done(plan, left)
         with writing.until_its_end() if left else contextlib.nullcontext():
             left = writing.plan(plan, later, executor.name, getattr(executor, "parallel", 1)) if left else []
             executor.begin(left, announce, ended)
@@ -117,6 +118,14 @@ def plan_and_execute(
             run: outcome for run, outcome in ended.items() if run not in outcomes or outcome.status == "failed"
         }
     return plan, list(outcomes.values())
+
+
+def _forgive_what_is_done(plan: Plan, left: Collection[Task]) -> None:
+    """Forget the failure of a process that was killed behind its last result: nothing of its run is left to do."""
+    unfinished = {task.run for task in left}
+    for task in plan.tasks:
+        if task.kind not in ("reference", "sft") and task.run not in unfinished:
+            RunFolder(task.runs, task.run).forgive()
 
 
 def _set_aside(path: Path) -> None:

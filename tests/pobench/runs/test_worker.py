@@ -60,6 +60,15 @@ def test_a_loss_that_needs_ratings_is_refused_without_them_and_named_by_them(
     assert first[0] == second[0] and first[1] != second[1]  # a loss that does not ask keeps its name
 
 
+def test_a_process_that_was_killed_behind_its_last_result_has_not_failed_once_the_command_is_repeated(
+    work_here,
+) -> None:
+    folder = work_here("simpo")
+    run = RunFolder(folder.parents[1], f"{folder.parent.name}/{folder.name}")
+    run.fail("killed by signal 9")
+    assert work_here("simpo") == folder and run.failure is None
+
+
 @pytest.mark.slow
 def test_a_loss_that_needs_ratings_trains_and_is_evaluated_by_them(work_here, setting, losses_that_ask) -> None:
     source = Path(setting["data"]["source"])
