@@ -29,7 +29,7 @@ from safetensors.torch import save as bytes_of
 from torch import Tensor
 
 from pobench.errors import CorruptError, PobenchError
-from pobench.files import checked_bytes, write_bytes
+from pobench.files import checked_bytes, read_marker, sealed, write_bytes
 from pobench.training.reference import token_bytes
 from pobench.types import TokenAnswer
 
@@ -86,13 +86,13 @@ class DensityRatios:
 def about_density_ratio(folder: Path) -> dict[str, Any] | None:
     """The marker of a finished folder; None if the ratios are not computed. Raises CorruptError for one that cannot be read."""
     path = folder / MARKER
-    try:
-        about = json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
+    if not path.is_file():
         return None
-    except ValueError:
-        about = None
-    if not isinstance(about, dict) or not {"causes", "facts", "file", "sha256"} <= about.keys():
+    try:
+        about = read_marker(path)
+    except CorruptError:
+        about = {}
+    if not {"causes", "facts", "file", "sha256"} <= about.keys():
         raise CorruptError(path, f"it does not describe density ratios; {ANEW}")
     return about
 
@@ -232,5 +232,5 @@ def compute_density_ratios(
     write_bytes(folder / file, data)
     seconds = math.ceil(10 * (time.monotonic() - started)) / 10
     marker = {"causes": dict(causes), "facts": facts, "seconds": seconds, "file": file, "sha256": sha256}
-    write_bytes(folder / MARKER, json.dumps(marker, indent=1, sort_keys=True).encode())
+    write_bytes(folder / MARKER, json.dumps(sealed(marker), indent=1, sort_keys=True).encode())
     return facts

@@ -13,12 +13,12 @@ from torch import Tensor
 from pobench.model.policy_sums import SumScorer, empty_values
 from pobench.model.vocabulary import OF_REFERENCE, Beside, Kind
 from pobench.registry import Loss
+from pobench.registry.signature import BY_TOKEN
 from pobench.results.cross_loss import evaluate
 from pobench.training.objectives import kinds_of, vocabulary_inputs
 from pobench.training.reference import EveryStep
 from pobench.types import Group, Inputs, LossOutput, Pair, TokenLogps
 
-BY_TOKEN = ("tokens", "collision", "entropy", "forward_kl")
 PAIRS_AT_ONCE = 256
 
 

@@ -110,6 +110,12 @@ def test_what_is_stored_is_computed_once_and_read_whole(tmp_path) -> None:
     assert low < 1 < high and ratios.facts == facts
     with pytest.raises(PobenchError, match="1 of 2 prompts have no density ratio among 30"):
         ratios.of([(0, 7), (99, 7)])
+    stored = (tmp_path / MARKER).read_text()
+    (tmp_path / MARKER).write_text(stored.replace('"prompts": 30', '"prompts": 31'))
+    with pytest.raises(CorruptError):
+        DensityRatios.load(tmp_path)
+    (tmp_path / MARKER).write_text(stored)
+    assert DensityRatios.load(tmp_path).facts == facts
     (file,) = tmp_path.glob("ratios-*.safetensors")
     file.write_bytes(file.read_bytes()[:-1] + b"x")
     with pytest.raises(CorruptError):
