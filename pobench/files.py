@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar
@@ -110,6 +110,20 @@ def checked_bytes(path: Path, expected: str | None) -> bytes:
     if expected is None or hashlib.sha256(data).hexdigest() != expected:
         raise CorruptError(path, f"{OTHER_BYTES}; repeat the command that made it, and it is made anew")
     return data
+
+
+def marker_with(path: Path, keys: Collection[str], fault: str) -> dict[str, Any] | None:
+    """The marker of a finished folder, which has at least these keys; None where there is none. Raises CorruptError, in the
+    words of `fault`, for one that is not what was written, or lacks a key."""
+    if not path.is_file():
+        return None
+    try:
+        about = read_marker(path)
+    except CorruptError:
+        about = {}
+    if not set(keys) <= about.keys():
+        raise CorruptError(path, fault)
+    return about
 
 
 def sealed(value: Mapping[str, Any]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from safetensors.torch import save as bytes_of
 from torch import Tensor
 
 from pobench.errors import CorruptError, PobenchError
-from pobench.files import checked_bytes, read_marker, sealed, write_bytes
+from pobench.files import checked_bytes, marker_with, sealed, write_bytes
 from pobench.training.reference import token_bytes
 from pobench.types import TokenAnswer
 
@@ -85,16 +85,8 @@ class DensityRatios:
 
 def about_density_ratio(folder: Path) -> dict[str, Any] | None:
     """The marker of a finished folder; None if the ratios are not computed. Raises CorruptError for one that cannot be read."""
-    path = folder / MARKER
-    if not path.is_file():
-        return None
-    try:
-        about = read_marker(path)
-    except CorruptError:
-        about = {}
-    if not {"causes", "facts", "file", "sha256"} <= about.keys():
-        raise CorruptError(path, f"it does not describe density ratios; {ANEW}")
-    return about
+    needed = {"causes", "facts", "file", "sha256"}
+    return marker_with(folder / MARKER, needed, f"it does not describe density ratios; {ANEW}")
 
 
 def facts_text(facts: Mapping[str, Any]) -> str:

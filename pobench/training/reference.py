@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from pobench.errors import CorruptError, PobenchError
-from pobench.files import read_marker, sealed, sha256_of, write_bytes
+from pobench.files import marker_with, sealed, sha256_of, write_bytes
 from pobench.model.layouts import Batch
 from pobench.model.policy_sums import SumScorer, empty_values
 from pobench.model.vocabulary import Positions
@@ -187,16 +187,8 @@ def about_reference(folder: Path) -> dict[str, Any] | None:
 
     Raises CorruptError for a marker that cannot be read.
     """
-    path = folder / MARKER
-    if not path.is_file():
-        return None
-    try:
-        about = read_marker(path)
-    except CorruptError:
-        about = {}
-    if not {"causes", "arithmetic", "responses", "file", "sha256"} <= about.keys():
-        raise CorruptError(path, f"it does not describe reference sums; {ANEW}")
-    return about
+    needed = {"causes", "arithmetic", "responses", "file", "sha256"}
+    return marker_with(folder / MARKER, needed, f"it does not describe reference sums; {ANEW}")
 
 
 def old_caches(folder: Path) -> list[str]:
