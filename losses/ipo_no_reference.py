@@ -5,7 +5,7 @@
 IPO (Azar et al. 2023, arXiv 2310.12036, Eq. 17) without its reference and with CPO's likelihood term, as TRL's CPO trainer has
 it; no paper defines it. `sft_reduction: sum` takes the response's sum in the last term.
 Elsewhere: TRL's `loss_type="ipo"` of its CPO trainer, which calls tau `beta` and takes the last term's mean over the tokens of
-a micro-batch. Its TPO trainer's `ipo` has the likelihood of a third response there.
+a micro-batch. Its TPO trainer's `ipo` has the likelihood of a third response there, as `tpo_ipo`.
 Beware: past the target the loss rises again. The target is in nats per token: TRL's default of tau, 0.1, asks for 5 of them.
 
 Gradient:

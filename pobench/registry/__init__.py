@@ -23,7 +23,7 @@ from pobench.registry.factories import (
     register_judge,
     register_layout,
 )
-from pobench.registry.loss import GRADIENT, Loss, Marker, Modifier
+from pobench.registry.loss import GRADIENT, STILL, Loss, Marker, Modifier, Move
 from pobench.registry.named import Registry, load_plugin
 from pobench.registry.shown import CHAPTERS, Figure, figures, register_figure, register_table
 from pobench.registry.signature import INPUTS_OF, READ_AS, SUPPLIED, wrong_output
@@ -34,6 +34,7 @@ __all__ = [
     "INPUTS_OF",
     "NOT_A_LOSS",
     "READ_AS",
+    "STILL",
     "SUBJECTS",
     "SUPPLIED",
     "BenchmarkType",
@@ -44,6 +45,7 @@ __all__ = [
     "Loss",
     "Marker",
     "Modifier",
+    "Move",
     "NamedFunction",
     "Registry",
     "benchmarks",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from pobench.errors import PobenchError, _normal
 from pobench.registry.expressions import losses, modifiers
-from pobench.registry.loss import Loss, Marker, Modifier
+from pobench.registry.loss import Loss, Marker, Modifier, Move
 from pobench.registry.named import settings_of
 from pobench.registry.signature import supplied_inputs, undeclared, update_faults
 
@@ -109,15 +109,17 @@ def register_modifier(
     of_ratios: bool = False,
     weighs: bool = False,
     canonical: Callable[[Mapping[str, Any]], dict[str, Any]] = dict,
-    moves: Callable[..., float] | None = None,
+    moves: Callable[..., float | Move] | None = None,
+    leads: bool = False,
 ) -> Callable[[Callable[..., LossOutput]], Callable[..., LossOutput]]:
     """Register a modifier of losses under `name`: `f(loss, *inputs, **settings) -> LossOutput`, see `Modifier`.
 
     source, aliases, title, units, meanings, defaults, canonical: as of `register_loss`. of_ratios: it fits losses that read
     policy and reference by their difference alone; others are refused. weighs: it only multiplies each pair's loss, so that it
-    fits losses of tokens too. moves: it moves the reference towards the policy; a
-    function (step, *, settings of the modifier by their names) → the share of the policy that the reference takes behind that
-    step, counted from 1; 0: it stays. A modifier that takes `tokens` hands on changed ones as well as their sums.
+    fits losses of tokens too. moves: it moves the reference towards the policy; a function (step, *, settings of the modifier by
+    their names) → the share of the policy that the reference takes behind that step, counted from 1, 0: it stays; or a `Move`.
+    leads: its moves may have a lead, so that an average of the policy and the policy's start are kept beside the reference.
+    A modifier that takes `tokens` hands on changed ones as well as their sums.
     Raises PobenchError as `register_loss`.
     """
 
@@ -131,6 +133,8 @@ def register_modifier(
         faults += undeclared(settings, units=units, meanings=meanings, defaults=defaults)
         if moves is not None and list(inspect.signature(moves).parameters) != ["step", *settings]:
             faults.append(f"moves: takes (step, *, {', '.join(settings) or 'no setting'})")
+        if leads and moves is None:
+            faults.append("leads: it says of `moves` that a move may have a lead, and `moves` is not given")
         if _normal(name) in losses._aliases:
             faults.append(f"{name!r} is the name of a loss; choose another")
         if faults:
@@ -138,7 +142,7 @@ def register_modifier(
         doc = inspect.getdoc(function) or sys.modules[function.__module__].__doc__ or ""
         shown = (dict(units or {}), dict(meanings or {}), dict(defaults or {}))
         needs = frozenset(taken) - {"policy"}
-        facts = (*shown, tuple(taken), of_ratios, weighs, canonical, moves)
+        facts = (*shown, tuple(taken), of_ratios, weighs, canonical, moves, leads)
         modifiers.add(Modifier(name, function, source, needs, settings, doc, title or name, *facts), aliases)
         return function
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pobench.composition import own_settings
 from pobench.errors import PobenchError
@@ -20,6 +20,25 @@ if TYPE_CHECKING:  # torch comes with the losses, when they are first looked up
 
 Marker = str | tuple[int, int, int]  # matplotlib's name of a marker, or (points, style, angle)
 GRADIENT = "\nGradient:\n"  # this line of a loss's docstring separates its formula from its gradient
+
+
+class Move(NamedTuple):
+    """How a reference model moves behind a step, weight by weight:
+
+        average <- share * policy + (1 - share) * average
+        reference <- average + lead * (policy - start)
+
+    Where nothing ever leads (`Modifier.leads_reference`), the reference is the average, and begins as the reference model. Else
+    average and start begin as the policy, and the reference stays where it is in steps without a share. restarts: average and
+    start become the policy of this step, and nothing else moves.
+    """
+
+    share: float = 0.0
+    lead: float = 0.0
+    restarts: bool = False
+
+
+STILL = Move()
 
 
 @dataclass(frozen=True)
@@ -82,14 +101,18 @@ class Loss:
         """Whether the reference model moves towards the policy, so that no stored sums of it serve."""
         return any(part.moves_reference for part in self.parts)
 
-    def taken_by_reference(self, step: int, settings: Mapping[str, Any]) -> float:
-        """The share of the policy that the reference takes behind a step, counted from 1; 0: it stays as it is."""
-        shares = [
-            part.moves(step, **own_settings(part.name, settings))
-            for part in self.parts
-            if isinstance(part, Modifier) and part.moves is not None
-        ]
-        return max(shares, default=0.0)
+    @property
+    def leads_reference(self) -> bool:
+        """Whether the reference is led beyond an average of the policy, which is then kept, with the policy's start."""
+        return any(part.leads_reference for part in self.parts)
+
+    def move_of_reference(self, step: int, settings: Mapping[str, Any]) -> Move:
+        """How the reference moves behind a step, counted from 1."""
+        for part in self.parts:
+            if isinstance(part, Modifier) and part.moves is not None:  # there is one at most
+                moved = part.moves(step, **own_settings(part.name, settings))
+                return moved if isinstance(moved, Move) else Move(moved)
+        return STILL
 
     def lacks(self, *inputs: Any) -> list[str]:
         """The inputs that it needs and that are not among these: pairs', in the order of `pobench.types.Inputs`."""
@@ -231,8 +254,9 @@ class Modifier:
     of_ratios: bool = False  # it fits losses that read policy and reference by their difference alone
     weighs: bool = False  # it multiplies a pair's loss and changes no input
     canonical: Callable[[Mapping[str, Any]], dict[str, Any]] = dict  # as of a loss
-    # f(step, *, settings) -> the share of the policy that the reference takes behind that step
-    moves: Callable[..., float] | None = None
+    # f(step, *, settings) -> how the reference moves behind that step; a number is a `Move.share`
+    moves: Callable[..., float | Move] | None = None
+    leads_reference: bool = False  # as of a loss
 
     @property
     def moves_reference(self) -> bool:

@@ -76,8 +76,8 @@ what the modifier within reads: `humanline(ld(dpo))` clamps each token's log-rat
 weighs and then clamps. A modifier of sums alone stands within those of tokens, as `ld(f_divergence(dpo))`; the other way round
 it is refused, because `ld` would add the tokens up anew.
 
-A modifier registered with `moves`, as `tr`, moves the reference model. There is one for all terms, so each term that reads it
-stands within `tr`: `tr(dpo) + 0.5*tr(kto)`. A second model computes the reference's sums in every step, which takes time and
+A modifier registered with `moves`, as `tr` and `bema`, moves the reference model. There is one for all terms, so each term that
+reads it stands within `tr`: `tr(dpo) + 0.5*tr(kto)`. A second model computes the reference's sums in every step, which takes time and
 the memory of its weights, and they are a part of each checkpoint. Held-out rewards and KL are against the start model, as those
 of all losses. With an adapter it is refused: the mean of two adapters' factors is not the adapter of the mean of their
 weights."""

@@ -449,7 +449,7 @@ def step_of(job: Job, shape: ModelShape, shards: int = 1, longest: int = 0) -> S
     pair = longest or 2 * job.data.max_length
     step = Step.of(job.train, pair, shards=shards, gpu=gpu, narrow=gpu or bf16_pays(torch.device("cpu")))
     most = max(pair, -(-job.train.batch_size // shards) * pair)
-    return replace(step, tokens=min(step.tokens, most), responses=min(step.responses, most), moves=_moves(job))
+    return replace(step, tokens=min(step.tokens, most), responses=min(step.responses, most), moving=_moving(job))
 
 
 def answering_of(job: Job, shape: ModelShape) -> AnsweringMemory:
@@ -531,15 +531,19 @@ def _kept_checkpoints(config: LoopConfig) -> int:
 
 
 def _state_bytes(job: Job) -> float:
-    """Bytes a parameter of a checkpoint: weights and moments, of a value model too; the weights of a reference that moves."""
+    """Bytes a parameter of a checkpoint: weights and moments, of a value model too; the weights that move beside them."""
     if job.train.adapter is not None:
         return 0.01 * 12.0
-    return 12.0 * (2 if _valued(job) else 1) + (4.0 if _moves(job) else 0.0)
+    return 12.0 * (2 if _valued(job) else 1) + 4.0 * _moving(job)
 
 
-def _moves(job: Job) -> bool:
-    """Whether a second model follows the policy; it never does in an SFT stage."""
-    return job.train.reference == "every_step" and get_loss(job.loss).moves_reference
+def _moving(job: Job) -> int:
+    """How many copies of the trained weights the steps move: none in an SFT stage; a second model, and where it is led an average
+    of the policy and the policy's start."""
+    loss = get_loss(job.loss)
+    if job.train.reference != "every_step" or not loss.moves_reference:
+        return 0
+    return 3 if loss.leads_reference else 1
 
 
 def _valued(job: Job) -> bool:

@@ -1,5 +1,6 @@
 """Save and resume, bit for bit: weights and Adam's moments in safetensors (no pickle), everything else in `state.json`.
-Where the reference model moves, its weights are a part of the checkpoint. A value model is trained, so it is among the weights.
+Where the reference model moves, the weights that move are a part of the checkpoint. A value model is trained, so it is among the
+weights.
 
 A checkpoint is a folder that appears whole (`pobench.files.whole`); all but the newest few are removed after that. Weights
 that are split over processes are written by all of them, each its own rows (`torch.distributed.checkpoint`); any number of
@@ -21,6 +22,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -39,7 +41,8 @@ from pobench.results.run_folder import step_fault
 
 SHARD_BYTES = 64 * 1024**2
 STATE = "state.json"
-SECOND = "reference"  # the kind of the tensors of a reference model that moves
+MOVING = "reference"  # the kind of the tensors of a reference that moves
+NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 ROWS = "shard-"  # the beginning of files that hold one process's rows, as `HuggingFaceStorageWriter` names them
 
 
@@ -54,8 +57,8 @@ class Saving:
 
     facts: small values that `about` and `load` return. content: the name of what the job is made from. beside: a thread writes
     a copy of weights and moments in the processor's memory, while the steps go on; else they are written before this returns.
-    group: of processes, for what the thread exchanges. second: a reference model that the steps move. keep: how many
-    checkpoints of this content stand when it is whole, itself included.
+    group: of processes, for what the thread exchanges. moving: weights beside the model's that the steps move, by names that
+    the model's do not have. keep: how many checkpoints of this content stand when it is whole, itself included.
     """
 
     def __init__(
@@ -69,14 +72,14 @@ class Saving:
         *,
         beside: bool = False,
         group: dist.ProcessGroup | None = None,
-        second: nn.Module | None = None,
+        moving: Mapping[str, Tensor] = NOTHING,
         keep: int = 1,
     ) -> None:
         self._keep = keep
         self._target, self._state = folder / f"checkpoint-{step}", {"step": step, "content": content, **facts}
         self._split = _is_split(model)
         self._main = not self._split or dist.get_rank() == 0
-        tensors = {"weights": _weights(model), "adam": _moments(model, optimizer), SECOND: _of_second(model, second)}
+        tensors = {"weights": _weights(model), "adam": _moments(model, optimizer), MOVING: dict(moving)}
         if beside:
             tensors = BlockingAsyncStager().stage(tensors)
         with contextlib.ExitStack() as place:
@@ -126,16 +129,16 @@ def resume(
     optimizer: torch.optim.Optimizer,
     content: str = "",
     say: Callable[[str], None] = lambda text: None,
-    second: nn.Module | None = None,
+    moving: Mapping[str, Tensor] = NOTHING,
 ) -> dict[str, Any] | None:
     """Load the newest checkpoint of this content that is intact; returns its state, or None where there is none.
 
-    say: takes one sentence for each newer checkpoint that is not used. second: as of `Saving`.
+    say: takes one sentence for each newer checkpoint that is not used. moving: as of `Saving`.
     """
     faults, state = [], None
     for path in _newest_first(folder):
         try:
-            state = load(path, model, optimizer, content, second)
+            state = load(path, model, optimizer, content, moving)
             break
         except PobenchError as error:
             faults.append(str(error))
@@ -150,7 +153,7 @@ def load(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     content: str = "",
-    second: nn.Module | None = None,
+    moving: Mapping[str, Tensor] = NOTHING,
 ) -> dict[str, Any]:
     """Put weights and moments in place; returns the state: `step`, `content`, `files`, and the facts that `save` was given.
 
@@ -164,14 +167,14 @@ def load(
             f"checkpoint {str(path)!r} is ignored: it is of the content {state['content']!r}, and this job's is {content!r}"
         )
     if _is_split(model) or any(name.startswith(ROWS) for name in state["files"]):
-        _load_rows(path, state["files"], model, optimizer, second)
+        _load_rows(path, state["files"], model, optimizer, moving)
         return state
     tensors = {name: _read(path / name, digest) for name, digest in state["files"].items()}
-    weights, moments, others = (dict(_of_kind(tensors, kind)) for kind in ("weights", "adam", SECOND))
+    weights, moments, others = (dict(_of_kind(tensors, kind)) for kind in ("weights", "adam", MOVING))
     with torch.no_grad():
         for name, parameter in _trained(model).items():
             parameter.copy_(weights[name])
-        for name, weight in _of_second(model, second).items():
+        for name, weight in moving.items():
             weight.copy_(others[name])
     of_optimizer = {}
     for i, (name, parameter) in enumerate(_in_order(model, optimizer)):
@@ -201,9 +204,9 @@ def about(path: Path) -> dict[str, Any]:
     return dict(state)
 
 
-def state_bytes(model: nn.Module, second: nn.Module | None = None) -> int:
-    """Of the trained weights and their moments that this process holds, and of a second model's weights."""
-    held = [*(3 * [*_trained(model).values()]), *_of_second(model, second).values()]
+def state_bytes(model: nn.Module, moving: Mapping[str, Tensor] = NOTHING) -> int:
+    """Of the trained weights and their moments that this process holds, and of the weights that move beside them."""
+    held: list[Tensor] = [*(3 * [*_trained(model).values()]), *moving.values()]
     return sum((p.to_local() if isinstance(p, DTensor) else p).nbytes for p in held)
 
 
@@ -316,7 +319,7 @@ def _load_rows(
     files: Mapping[str, str],
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    second: nn.Module | None,
+    moving: Mapping[str, Tensor],
 ) -> None:
     """Check all files, then copy this process's rows into the weights and into fresh moments. Each of several processes checks
     its share of the files."""
@@ -332,7 +335,7 @@ def _load_rows(
         for key in ("exp_avg", "exp_avg_sq")
     }
     steps = {f"step/{name}": torch.zeros(()) for name, _ in _in_order(model, optimizer)}
-    tensors = {**_weights(model), **moments, **steps, **_of_second(model, second)}
+    tensors = {**_weights(model), **moments, **steps, **moving}
     dcp.load(tensors, storage_reader=dcp.HuggingFaceStorageReader(str(path)))
     for name, parameter in _in_order(model, optimizer):
         step = steps[f"step/{name}"].to(parameter.device if _fused(optimizer) else "cpu")
@@ -365,12 +368,6 @@ def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach().contiguous() for name, p in _trained(model).items()}
-
-
-def _of_second(model: nn.Module, second: nn.Module | None) -> dict[str, Tensor]:
-    """The second model's weights that the first one trains, under names that the first one's do not have."""
-    weights = {} if second is None else dict(second.named_parameters())
-    return {f"{SECOND}/{name}": weights[name].detach() for name in _trained(model) if name in weights}
 
 
 def _in_order(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[tuple[str, nn.Parameter]]:

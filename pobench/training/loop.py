@@ -281,6 +281,7 @@ class _Run:
         policy = _placed(accelerator, model.train(), config, rows, valued=objective.valued)
         if policy.dropout.note:
             say(policy.dropout.note)
+        objective.follow(policy)
         scorer = sum_scorer(policy, objective.groups, config, accelerator, say)
         saved = checkpoint.latest(folder, content)
         choice = _micro_batch(config, objective, scorer, checkpoint.about(saved) if saved else {})
@@ -297,7 +298,7 @@ class _Run:
 
     def resume(self, folder: Path, content: str, say: Callable[[str], None]) -> tuple[int, Spent]:
         """(steps done, the time they took) of the checkpoint that training goes on from; no step, no time without one."""
-        state = checkpoint.resume(folder, self.policy, self.plain_optimizer, content, say, self.objective.second)
+        state = checkpoint.resume(folder, self.policy, self.plain_optimizer, content, say, self.objective.moving)
         done = state["step"] if state else 0
         self.objective.state = state.get("objective", {}) if state else {}
         spent = Spent(state["seconds"], state.get("waited", math.nan)) if state else Spent()
@@ -381,10 +382,10 @@ class _Run:
             give_back_freed_memory()
 
     def saver(self, folder: Path, content: str) -> Saver:
-        accelerator, config, second = self.accelerator, self.config, self.objective.second
+        accelerator, config, moving = self.accelerator, self.config, self.objective.moving
         return Saver(
             folder, content, self.policy, self.plain_optimizer, Pace(config.checkpoint_seconds, config.checkpoint_share),
-            writes=accelerator.is_main_process, beside=saves_beside(accelerator, self.policy, config, second), second=second,
+            writes=accelerator.is_main_process, beside=saves_beside(accelerator, self.policy, config, moving), moving=moving,
             keep=config.keep_checkpoints,
         )  # fmt: skip
 
@@ -521,7 +522,7 @@ def _micro_batch(config: LoopConfig, objective: Objective, scorer: SumScorer, re
         policy.arithmetic.in_place = accelerator.device.type == "cpu" and accelerator.num_processes == 1
         moments = sum(2 * (p.to_local() if isinstance(p, DTensor) else p).nbytes for p in trained)
         if config.checkpoint_async is True and accelerator.device.type == "cpu":
-            moments += checkpoint.state_bytes(policy, objective.second)  # the copy that is written
+            moments += checkpoint.state_bytes(policy, objective.moving)  # the copy that is written
         window, device, most = scorer.window, accelerator.device, scorer.most if split else None
         here = choose(config, objective.groups, scorer.layout, window, device, step, checkpointing, moments, most)
         policy.zero_grad(set_to_none=True)

@@ -61,8 +61,8 @@ class TrainingMemory:
 class Step:
     """How a step computes, as far as memory goes. tokens: of the largest micro-batch, pads included. responses: those of them
     that the head reads. shards: devices that share weights, gradients and moments. narrow: whether products are bf16. staged: a
-    checkpoint is written from a copy in the device's memory. moves: the start model follows the policy, and is in that copy.
-    valued: a value model is trained beside the policy."""
+    checkpoint is written from a copy in the device's memory. moving: copies of the trained weights that steps move, which are in
+    that copy: the start model, and two more where a reference is led. valued: a value model is trained beside the policy."""
 
     tokens: int
     responses: int
@@ -74,7 +74,7 @@ class Step:
     head_tile: int | None = None
     start_model: bool = False
     staged: bool = False
-    moves: bool = False
+    moving: int = 0
     valued: bool = False
 
     @classmethod
@@ -124,7 +124,7 @@ def training_memory(shape: ModelShape, step: Step) -> TrainingMemory:
         moments=8.0 * trained / shards,
         copies=_copies(shape, step),
         activations=_activations(shape, step),
-        start_model=_frozen_bytes(shape, step.base) / shards if step.start_model else 0.0,
+        start_model=_start_model(shape, step, trained) / shards if step.start_model else 0.0,
         value_model=_value_model(shape, step) if step.valued else 0.0,
         staged=_staged_bytes(step) * trained / shards,
         libraries=LIBRARIES,
@@ -136,7 +136,12 @@ def training_memory(shape: ModelShape, step: Step) -> TrainingMemory:
 
 def _staged_bytes(step: Step) -> float:
     """Of a trained weight."""
-    return 12.0 * (1 + step.valued) + 4.0 * step.moves if step.staged else 0.0
+    return 12.0 * (1 + step.valued) + 4.0 * step.moving if step.staged else 0.0
+
+
+def _start_model(shape: ModelShape, step: Step, trained: float) -> float:
+    """Its weights, and what is kept beside them where steps move them."""
+    return _frozen_bytes(shape, step.base) + 4.0 * trained * max(0, step.moving - 1)
 
 
 def _value_model(shape: ModelShape, step: Step) -> float:

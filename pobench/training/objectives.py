@@ -22,7 +22,7 @@ from pobench.errors import PobenchError
 from pobench.model import layouts
 from pobench.model.policy_sums import SumScorer
 from pobench.model.vocabulary import OF_REFERENCE, Beside, Kind
-from pobench.registry import Loss
+from pobench.registry import STILL, Loss
 from pobench.training.density_ratio import DensityRatios
 from pobench.training.reference import EveryStep, Moving, ReferenceSums
 from pobench.types import Entropy, Group, Item, State, TokenLogps, by_token
@@ -106,7 +106,7 @@ class Objective(Protocol):
     """What the loop minimises. groups: the sequences of each item. names: the sums that are logged. unit: what `size` counts.
     per_token: whether it is measured by each token's log-probability, not by the responses' sums. valued: whether it is
     measured by each prompt's value, too, so that a value model is trained beside the policy. state: what it carries over steps,
-    second: a reference model that the steps move; a checkpoint stores both."""
+    moving: weights beside the policy's that the steps move, by names of their own; a checkpoint stores both."""
 
     groups: Sequence[Group]
     names: Sequence[str]
@@ -114,7 +114,13 @@ class Objective(Protocol):
     per_token: bool
     valued: bool
     state: State
-    second: nn.Module | None
+
+    @property
+    def moving(self) -> Mapping[str, Tensor]: ...
+
+    def follow(self, policy: nn.Module) -> None:
+        """Called once, before anything else, in every process, with the policy where it is trained."""
+        ...
 
     def start(self, scorer: SumScorer, first: Sequence[int], *, exact: bool) -> float:
         """Called once, before step 1, in every process. first: indices of the first batch. exact: fp32 throughout.
@@ -207,15 +213,12 @@ class PreferenceObjective:
         self.scores = self.rows.ratings(loss.name) if "scores" in loss.needs else None
         self.density_ratio = self._ratios(density_ratios) if "density_ratio" in loss.needs else None
         self.seed, self.step = seed, 0
-        self.second: nn.Module | None = None
         if not loss.reads_reference:
             return
         if reference is None:
             raise PobenchError(f"{loss.name} needs {' and '.join(sorted(loss.needs))}, and there are no reference sums")
-        if loss.moves_reference:
-            if not isinstance(reference, Moving):
-                raise PobenchError(f"{loss.name} moves its reference; pass `reference`, a model in `Moving`")
-            self.second = reference.scorer.policy
+        if loss.moves_reference and not isinstance(reference, Moving):
+            raise PobenchError(f"{loss.name} moves its reference; pass `reference`, a model in `Moving`")
         self.known = torch.full((len(self.rows.lengths),), math.nan)
         if "kl" in loss.needs:
             if mismatched is None:
@@ -263,6 +266,14 @@ class PreferenceObjective:
         """As `_read_reference`, of the mismatched items."""
         if self.reference is not None and self.known_borrowed is not None:
             self.known_borrowed[list(items)] = self.reference.of([self.borrowed[i] for i in items]).float()
+
+    @property
+    def moving(self) -> Mapping[str, Tensor]:
+        return self.reference.weights if isinstance(self.reference, Moving) else {}
+
+    def follow(self, policy: nn.Module) -> None:
+        if isinstance(self.reference, Moving):
+            self.reference.follow(policy, leads=self.loss.leads_reference)
 
     def start(self, scorer: SumScorer, first: Sequence[int], *, exact: bool) -> float:
         """Raises PobenchError if the reference sums are not those of the policy before step 1, or if the reference runs in
@@ -318,9 +329,9 @@ class PreferenceObjective:
 
     def end_step(self, policy: nn.Module, step: int) -> None:
         """Move the reference, if the loss does and this is a step behind which it moves."""
-        share = self.loss.taken_by_reference(step, self.settings)
-        if isinstance(self.reference, Moving) and share:
-            self.reference.take(policy, share)
+        move = self.loss.move_of_reference(step, self.settings)
+        if isinstance(self.reference, Moving) and move != STILL:
+            self.reference.take(policy, move)
 
     def _take_batch(self, scorer: SumScorer, batch: Sequence[int]) -> None:
         """Score the whole batch without gradient, and take the state a step further."""
@@ -458,7 +469,10 @@ class LikelihoodObjective:
         """groups: each has one response; `Group.learnt` may select a part of it."""
         self.groups = groups
         self.state: State = {}
-        self.second: nn.Module | None = None
+        self.moving: Mapping[str, Tensor] = {}
+
+    def follow(self, policy: nn.Module) -> None:
+        pass
 
     def start(self, scorer: SumScorer, first: Sequence[int], *, exact: bool) -> float:
         return math.nan

@@ -41,6 +41,7 @@ from pobench.files import marker_with, sealed, sha256_of, write_bytes
 from pobench.model.layouts import Batch
 from pobench.model.policy_sums import SumScorer, empty_values
 from pobench.model.vocabulary import Positions
+from pobench.registry import Move
 from pobench.types import Group
 
 Value = float | Tensor  # of a response: its sum in nats, or its tokens' log-probabilities, (tokens,) fp32
@@ -48,6 +49,7 @@ Value = float | Tensor  # of a response: its sum in nats, or its tokens' log-pro
 MARKER = "reference.json"
 TOKENS = "tokens-"  # the beginning of the name of a file by token
 ANEW = "delete its folder, and the sums are computed anew"
+REFERENCE, AVERAGE, START = "reference/", "average/", "start/"  # the beginnings of the names of weights that move
 SECONDS_BETWEEN_PARTS = 30.0  # a killed pass loses no more than this
 TURNS_BETWEEN_CHECKS = 16  # then all processes learn of a sum that is not finite
 
@@ -165,16 +167,39 @@ class EveryStep:
 
 
 class Moving(EveryStep):
-    """Reference sums of a model that begins as the start model and takes a share of the policy behind some steps."""
+    """Reference sums of a model that begins as the start model and that moves behind some steps. weights: those that move, under
+    names that no weight of the policy has; a checkpoint stores them."""
+
+    def __init__(self, scorer: SumScorer) -> None:
+        super().__init__(scorer)
+        self.weights: dict[str, Tensor] = {}
+
+    def follow(self, policy: nn.Module, *, leads: bool) -> None:
+        """Called before step 1, with the policy that the steps will train. leads: an average of the policy's weights and their
+        start are kept, too."""
+        own = dict(self.scorer.policy.named_parameters())
+        followed = {name: w.detach() for name, w in policy.named_parameters() if w.requires_grad and name in own}
+        self.weights = {f"{REFERENCE}{name}": own[name].detach() for name in followed}
+        for kept in (AVERAGE, START) if leads else ():
+            self.weights |= {f"{kept}{name}": weight.clone() for name, weight in followed.items()}
 
     @torch.no_grad()
-    def take(self, policy: nn.Module, share: float) -> None:
-        """Every weight that the policy trains becomes `share` of the policy's and the rest of its own. Where weights are split,
-        every process moves its rows."""
-        own = dict(self.scorer.policy.named_parameters())
+    def take(self, policy: nn.Module, move: Move) -> None:
+        """Move by the policy's weights. Where weights are split, every process moves its rows."""
         for name, weight in policy.named_parameters():
-            if weight.requires_grad and name in own:  # no value model's
-                _local(own[name].detach()).mul_(1 - share).add_(_local(weight.detach()), alpha=share)
+            if (mine := self.weights.get(f"{REFERENCE}{name}")) is None:  # frozen, or a value model's
+                continue
+            reference, of_policy = _local(mine), _local(weight.detach())
+            if f"{START}{name}" not in self.weights:
+                reference.mul_(1 - move.share).add_(of_policy, alpha=move.share)
+                continue
+            average, start = (_local(self.weights[f"{kept}{name}"]) for kept in (AVERAGE, START))
+            if move.restarts:
+                average.copy_(of_policy)
+                start.copy_(of_policy)
+                continue
+            average.mul_(1 - move.share).add_(of_policy, alpha=move.share)
+            reference.copy_(average + move.lead * (of_policy - start))
 
 
 def _local(weight: Tensor) -> Tensor:

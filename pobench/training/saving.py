@@ -17,13 +17,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from pobench.files import sync_file
 from pobench.model.device import free_memory
 from pobench.model.sharding import is_sharded
 from pobench.settings.schema import LoopConfig
-from pobench.training.checkpoint import Saving, state_bytes
+from pobench.training.checkpoint import NOTHING, Saving, state_bytes
 
 ROOM = 2  # so many times the copy must be free: what else the machine does needs memory, too
 
@@ -60,7 +60,7 @@ class Pace:
 
 
 def saves_beside(
-    accelerator: Accelerator, policy: nn.Module, config: LoopConfig, second: nn.Module | None = None
+    accelerator: Accelerator, policy: nn.Module, config: LoopConfig, moving: Mapping[str, Tensor] = NOTHING
 ) -> bool:
     """Whether the steps go on while a checkpoint is written. `auto`: on GPUs, where every machine has room for the copy. On a
     processor the thread would take cores and memory from the steps, so nothing is won. All processes call it, and agree."""
@@ -70,7 +70,7 @@ def saves_beside(
         return False
     copies = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if is_sharded(policy) else accelerator.is_local_main_process
     free = free_memory(torch.device("cpu"))
-    fits = free is not None and ROOM * copies * state_bytes(policy, second) <= free
+    fits = free is not None and ROOM * copies * state_bytes(policy, moving) <= free
     if accelerator.num_processes == 1:
         return fits
     return bool(accelerator.gather(torch.tensor([fits], device=accelerator.device)).all())
@@ -79,7 +79,7 @@ def saves_beside(
 class Saver:
     """The checkpoints of one training. All processes call its methods alike; of whole copies the main process writes its own.
 
-    folder, content, second, keep: as of `Saving`. beside: whether the steps go on while one is written.
+    folder, content, moving, keep: as of `Saving`. beside: whether the steps go on while one is written.
     """
 
     def __init__(
@@ -92,12 +92,12 @@ class Saver:
         *,
         writes: bool,
         beside: bool,
-        second: nn.Module | None = None,
+        moving: Mapping[str, Tensor] = NOTHING,
         keep: int = 1,
     ) -> None:
         self.folder, self.content, self.policy, self.optimizer = folder, content, policy, optimizer
         self.pace, self.beside, self.writes = pace, beside, writes or is_sharded(policy)
-        self.second, self.keep = second, 1 if is_sharded(policy) else keep
+        self.moving, self.keep = moving, 1 if is_sharded(policy) else keep
         # The thread's exchanges must not meet those of the steps.
         self._group = dist.new_group(backend="gloo") if beside and is_sharded(policy) else None
         self._saving: Saving | None = None
@@ -116,7 +116,7 @@ class Saver:
                 sync_file(rows)  # the log of the steps behind which it stands
             beside = self.beside and not wait
             given = (self.folder, step, self.policy, self.optimizer, facts, self.content)
-            self._saving = Saving(*given, beside=beside, group=self._group, second=self.second, keep=self.keep)
+            self._saving = Saving(*given, beside=beside, group=self._group, moving=self.moving, keep=self.keep)
         if wait or not self.beside:
             self.finish()
 

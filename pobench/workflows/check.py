@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from pobench.errors import PobenchError
-from pobench.registry import Loss, Modifier, load_plugin, losses
+from pobench.registry import Loss, Modifier, Move, load_plugin, losses
 from pobench.settings.faults import broken_contract
 from pobench.settings.resolve import resolve_names
 from pobench.types import Inputs, LossOutput, Pair, SequenceLogps, TokenLogps, Vocabulary
@@ -429,9 +429,9 @@ def _settings(subject: Subject) -> tuple[str, str]:
     return "holds", f"{', '.join(tried) or 'no number to set'}"
 
 
-def _moved_by(loss: Loss, settings: Mapping[str, Any]) -> list[float]:
-    """What the reference takes of the policy behind each of the first steps, by these settings."""
-    return [loss.taken_by_reference(step, settings) for step in range(1, 2001)] if loss.moves_reference else []
+def _moved_by(loss: Loss, settings: Mapping[str, Any]) -> list[Move]:
+    """How the reference moves behind each of the first steps, by these settings."""
+    return [loss.move_of_reference(step, settings) for step in range(1, 2001)] if loss.moves_reference else []
 
 
 @law("a reward belongs to its response")

@@ -425,11 +425,21 @@ def tpo_l(of: Sequence[Answer], beta: float, gamma: float, sft_weight: float, sf
     return contrast + sft_weight * best_nll(of, sft_reduction)
 
 
+def tpo_hinge(of: Sequence[Answer], beta: float, sft_weight: float, sft_reduction: str) -> Any:
+    contrast = mean([max(mpf(0), 1 - beta * (i.total - j.total)) for i, j in triple(of)] or [mpf(0)])
+    return contrast + sft_weight * best_nll(of, sft_reduction)
+
+
+def tpo_ipo(of: Sequence[Answer], tau: float, sft_weight: float, sft_reduction: str) -> Any:
+    contrast = mean([(i.mean - j.mean - 1 / (2 * tau)) ** 2 for i, j in triple(of)] or [mpf(0)])
+    return contrast + sft_weight * best_nll(of, sft_reduction)
+
+
 LISTS: dict[str, Callable[..., Any]] = {
     f.__name__: f
     for f in (
         *(plackett_luce, pro, lipo_lambda, infonca, nca_list, exo_rw),
-        *(rrhf_list, slic_list, tpo, tpo_l),
+        *(rrhf_list, slic_list, tpo, tpo_l, tpo_hinge, tpo_ipo),
     )
 }
 
@@ -497,6 +507,12 @@ UNRANKED = Case(-60.0, -58.0, -60.5, -59.0, 20, 22, 0.0)
 
 SUM, MEAN = {"sft_reduction": "sum"}, {"sft_reduction": "mean"}
 
+PAST_ITS_MEANS = Pull(  # past a target of the means' difference
+    lambda w, l, tau, **_: w - l > 1 / (2 * tau),  # noqa: E741
+    Case(-1.0, -100.0, -1.0, -100.0, 20, 20),
+    of=lambda c: (c.w / c.nw, c.l / c.nl),
+)
+
 ORACLES = {
     # 2·(-1) - 2·(-3) - 1 = 3; log(1 + e^-3) = 0.04858735
     "simpo": Row(simpo, [{"beta": 2.0, "gamma": 1.0}, {"beta": 10.0, "gamma": 3.0}], 0.0485873515737, -2.0),
@@ -532,12 +548,7 @@ ORACLES = {
         [{"tau": 0.2, "sft_weight": 0.4, **how} for how in (MEAN, SUM)],
         0.65,
         -1.0,
-        # past its target of the means' difference
-        pull=Pull(
-            lambda w, l, tau, **_: w - l > 1 / (2 * tau),  # noqa: E741
-            Case(-1.0, -100.0, -1.0, -100.0, 20, 20),
-            of=lambda c: (c.w / c.nw, c.l / c.nl),
-        ),
+        pull=PAST_ITS_MEANS,
     ),
     # log(1 + e^-1.6) = 0.18390074, and 1·8 = 8
     "cpo": Row(cpo, [{"beta": 0.1, "sft_weight": 1.0, **how} for how in (SUM, MEAN)], 8.1839007409, -0.8),
@@ -626,6 +637,18 @@ ORACLES = {
         [{"beta": 2.0, "gamma": 1.0, "sft_weight": 0.25, **how} for how in (MEAN, SUM)],
         0.2985873515737,
         -2.0,
+    ),
+    # 1 - 0.05·16 = 0.2, and half of 1 nat a token
+    "tpo_hinge": Row(
+        pair_of("tpo_hinge"), [{"beta": 0.05, "sft_weight": 0.5, **how} for how in (MEAN, SUM)], 0.7, -0.4
+    ),
+    # IPO's without a reference
+    "tpo_ipo": Row(
+        pair_of("tpo_ipo"),
+        [{"tau": 0.2, "sft_weight": 0.4, **how} for how in (MEAN, SUM)],
+        0.65,
+        -1.0,
+        pull=PAST_ITS_MEANS,
     ),
     # half of APO-zero's
     "apo_zero_unpaired": Row(
@@ -935,6 +958,9 @@ EXPRESSIONS["ld(dpo)"] = Row(  # equally long, so DPO's
 EXPRESSIONS["sampo(dpo)"] = Row(sampo_dpo, [{"dpo.beta": 0.1}, {"dpo.beta": 0.01}], 0.437487950393, 0.4)  # the same
 EXPRESSIONS["tr(dpo)"] = Row(  # the reference moves between steps
     lambda c, **of: dpo(c, of["dpo.beta"]), [{"tr.alpha": 0.6, "tr.every": 2, "dpo.beta": 0.1}], 0.437487950393, 0.4
+)
+EXPRESSIONS["bema(dpo)"] = Row(  # likewise
+    lambda c, **of: dpo(c, of["dpo.beta"]), [{"bema.every": 2, "bema.lag": 1, "dpo.beta": 0.1}], 0.437487950393, 0.4
 )
 EXPRESSIONS["humanline(dpo)"] = Row(
     humanline_dpo,

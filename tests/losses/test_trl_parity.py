@@ -506,6 +506,8 @@ def test_unbalanced_single_answers_have_trls_loss_and_gradient(
             {"beta": 2.0, "gamma": 0.7, "sft_weight": 0.05},
             {"loss_type": "tpo-l", "beta": 2.0, "tpo_l_gamma": 0.7, "tpo_alpha": 0.05},
         ),
+        ("tpo_hinge", {"beta": 0.1, "sft_weight": 0.5}, {"loss_type": "hinge", "beta": 0.1, "tpo_alpha": 0.5}),
+        ("tpo_ipo", {"tau": 0.2, "sft_weight": 0.5}, {"loss_type": "ipo", "beta": 0.2, "tpo_alpha": 0.5}),
     ],
 )
 def test_a_list_of_three_has_trls_loss_and_gradient(name, settings, options, trainer, table) -> None:

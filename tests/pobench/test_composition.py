@@ -12,7 +12,7 @@ from torch import Tensor
 import pobench.registry as registry
 from pobench.composition import folder_name, parse, split
 from pobench.errors import PobenchError, UnknownNameError
-from pobench.registry import get_loss, losses, register_modifier
+from pobench.registry import STILL, get_loss, losses, register_modifier
 from pobench.runs.content import _source
 from pobench.runs.opponents import with_opponents
 from pobench.settings.faults import check_loss_settings
@@ -223,8 +223,8 @@ def test_a_reference_that_moves_changes_no_value_and_is_one_for_all_terms() -> N
     loss = get_loss("label_smoothing(tr(dpo)) + 0.5*tr(kto)")
     settings = {**loss.settings, "tr.alpha": 0.3, "tr.every": 4}
     assert loss.moves_reference
-    assert [loss.taken_by_reference(step, settings) for step in range(1, 9)] == [0, 0, 0, 0.3, 0, 0, 0, 0.3]
-    assert get_loss("dpo").taken_by_reference(512, {}) == 0
+    assert [loss.move_of_reference(step, settings).share for step in range(1, 9)] == [0, 0, 0, 0.3, 0, 0, 0, 0.3]
+    assert get_loss("dpo").move_of_reference(512, {}) == STILL
 
 
 def test_modifiers_apply_from_the_inside() -> None:

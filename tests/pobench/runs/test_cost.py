@@ -70,6 +70,9 @@ def test_a_reference_that_moves_is_a_second_model_in_memory_and_in_every_checkpo
     assert moving.disk - plain.disk == pytest.approx(
         (4 + 3 * 4) * plain.parameters
     )  # one more model; in three checkpoints
+    led = estimate_cost(tasks(tmp_path, "dpo, bema(dpo)", "llama3-base"), None)  # with an average, and where it began
+    assert led.parts is not None and led.parts["start_model"] == 3 * moving.parts["masters"]
+    assert led.disk - plain.disk == pytest.approx((4 + 3 * 12) * plain.parameters)
 
 
 def test_a_value_model_is_a_second_model_in_training_and_in_every_checkpoint(tmp_path, monkeypatch) -> None:

@@ -38,7 +38,7 @@ def test_a_checkpoint_beside_the_steps_takes_a_copy_of_masters_and_moments_on_a_
     config = TrainConfig(lr=1, checkpoint_async=True)
     copies = [training_memory(MISTRAL, Step.of(config, 4096, shards=8, gpu=gpu)).staged for gpu in (True, False)]
     assert copies == [0, pytest.approx(12 * MISTRAL.parameters / 8)]
-    moved = replace(Step.of(config, 4096, shards=8, gpu=False), moves=True)
+    moved = replace(Step.of(config, 4096, shards=8, gpu=False), moving=1)
     assert training_memory(MISTRAL, moved).staged == pytest.approx(16 * MISTRAL.parameters / 8)  # the reference, too
     valued = Step.of(TrainConfig(lr=1, checkpoint_async=True, value_learning_rate=1), 4096, gpu=False)
     assert training_memory(MISTRAL, valued).staged == pytest.approx(24 * MISTRAL.parameters)

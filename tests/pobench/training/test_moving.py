@@ -6,6 +6,7 @@ import copy
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,13 +32,22 @@ def weights(model: Any) -> Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
-@pytest.mark.parametrize("settings", [{"tr.alpha": 0.0, "tr.every": 1}, {"tr.every": 7}, {}], ids=str)
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("tr(dpo)", {"tr.alpha": 0.0, "tr.every": 1}),
+        ("tr(dpo)", {"tr.every": 7}),
+        ("tr(dpo)", {}),
+        ("bema(dpo)", {}),
+        ("bema(dpo)", {"bema.every": 4, "bema.after": 5}),
+    ],
+)
 def test_a_reference_that_takes_nothing_trains_as_the_loss_itself_does(
-    settings, fit, pairs, start_model, moving
+    name, settings, fit, pairs, start_model, moving
 ) -> None:
     plain, _, rows = fit(pairs, "dpo", epochs=2, reference=moving())  # six steps
     reference = moving()
-    model, _, same = fit(pairs, "tr(dpo)", epochs=2, folder="tr", reference=reference, settings=settings)
+    model, _, same = fit(pairs, name, epochs=2, folder="moved", reference=reference, settings=settings)
     assert torch.equal(weights(model), weights(plain))
     assert [row["loss"] for row in same] == [row["loss"] for row in rows]
     assert torch.equal(weights(reference.scorer.policy), weights(start_model))
@@ -61,6 +71,30 @@ def test_the_reference_is_the_mix_that_trl_makes(fit, pairs, start_model, moving
     assert all(abs(a["loss"] - b["loss"]) > 1e-5 for a, b in zip(rows[2:], still[2:], strict=True))
 
 
+@pytest.mark.parametrize(("after", "least"), [(0, 0.0), (2, 0.9)])
+def test_an_average_that_leads_is_the_reference_that_trl_makes(after, least, fit, pairs, start_model, moving) -> None:
+    bema = pytest.importorskip("trl.experimental.bema_for_ref_model")
+    shared = {"ema_power": 0.5, "bias_power": 0.2, "lag": 3, "multiplier": 0.5}
+    own = {"update_freq": 2, "update_after": after, "min_ema_multiplier": least}
+    of_reference = {"update_ref_model": True, "ref_model_update_freq": 2, "ref_model_update_after": after}
+    callback = bema.BEMACallback(**shared, **own, **of_reference)
+    policy, theirs, reference = copy.deepcopy(start_model), copy.deepcopy(start_model), moving()
+    callback.on_train_begin(None, None, None, model=policy)
+    apart: list[float] = []
+
+    def watch(scorer: Any) -> dict[str, float]:
+        policy.load_state_dict(scorer.policy.model.state_dict())
+        state = SimpleNamespace(global_step=len(apart) + 1)
+        callback.on_step_end(None, state, None, model=policy, ref_model=theirs)
+        apart.append(float((weights(reference.scorer.policy) - weights(theirs)).abs().max()))
+        return {}
+
+    settings = {f"bema.{k}": v for k, v in {**shared, "every": 2, "after": after, "least_share": least}.items()}
+    fit(pairs, "bema(dpo)", epochs=2, reference=reference, settings=settings, evaluate_every=1, watch=watch)
+    assert apart == [0.0] * 6  # to the bit
+    assert not torch.equal(weights(theirs), weights(start_model))
+
+
 def test_a_reference_that_is_the_policy_of_every_step_starts_each_at_ln_2_and_without_kl(fit, pairs) -> None:
     settings = {"tr.every": 1, "tr.alpha": 1.0}
     _, trained, rows = fit(pairs, "tr(dpo)", settings=settings)
@@ -70,22 +104,26 @@ def test_a_reference_that_is_the_policy_of_every_step_starts_each_at_ln_2_and_wi
     assert [row["rewards/margins"] for row in rows] == pytest.approx([0.0] * 3, abs=1e-5)
 
 
-def test_a_resumed_run_has_the_reference_where_it_was(fit, pairs, moving, tmp_path) -> None:
-    options = {"epochs": 2, "checkpoint_seconds": 0, "settings": SOON, "content": "a job"}
+@pytest.mark.parametrize(("name", "settings"), [("tr(dpo)", SOON), ("bema(dpo)", {"bema.every": 2, "bema.after": 1})])
+def test_a_resumed_run_has_the_reference_where_it_was(name, settings, fit, pairs, moving, tmp_path) -> None:
+    options = {"epochs": 2, "checkpoint_seconds": 0, "settings": settings, "content": "a job"}
     first, again = moving(), moving()
-    whole, *_ = fit(pairs, "tr(dpo)", folder="whole", reference=first, **options)
+    whole, *_ = fit(pairs, name, folder="whole", reference=first, **options)
 
     def log(row: dict[str, Any]) -> None:
         if row["step"] == 5:
             raise Killed
 
     with pytest.raises(Killed):
-        fit(pairs, "tr(dpo)", log=log, **options)
+        fit(pairs, name, log=log, **options)
     assert list((tmp_path / "run" / "checkpoint-4").glob("reference-*.safetensors"))
-    resumed, _, rows = fit(pairs, "tr(dpo)", reference=again, **options)
+    resumed, _, rows = fit(pairs, name, reference=again, **options)
     assert rows[0]["step"] == 5
     assert torch.equal(weights(resumed), weights(whole))
     assert torch.equal(weights(again.scorer.policy), weights(first.scorer.policy))
+    assert len(again.weights) == len(first.weights) and all(
+        torch.equal(again.weights[key], first.weights[key]) for key in first.weights
+    )
 
 
 def test_a_damaged_file_of_the_reference_is_a_damaged_checkpoint(fit, pairs, moving, tmp_path) -> None:

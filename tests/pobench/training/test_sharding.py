@@ -108,7 +108,7 @@ def take_steps(folder: Path, name: str, way: Way, stop: bool = False, **changes:
         pairs,
         [range(PAIRS)] * EPOCHS,
         loss,
-        {**loss.settings, **({"tr.every": 3} if loss.moves_reference else {})},
+        {**loss.settings, **{key: 3 for key in loss.settings if key.endswith(".every")}},
         config,
         folder=folder,
         reference=reference_of(folder.parent / "reference", loss, way),
@@ -291,8 +291,9 @@ def test_a_checkpoint_of_two_processes_is_resumed_by_four_and_by_one_and_the_oth
 
 
 @pytest.mark.slow
-def test_a_reference_that_moves_is_split_and_resumed_as_the_policy_is(tmp_path) -> None:
-    name, split = "tr(kto)", Way("fsdp2")
+@pytest.mark.parametrize("name", ["tr(kto)", "bema(kto)"])
+def test_a_reference_that_moves_is_split_and_resumed_as_the_policy_is(name, tmp_path) -> None:
+    split = Way("fsdp2")
     run(tmp_path / "one", 1, [name], Way())
     run(tmp_path / "still", 1, ["kto"], Way())
     assert distance(tmp_path / "one" / name, tmp_path / "still" / "kto").loss > 1e-3  # it has moved
