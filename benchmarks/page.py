@@ -25,12 +25,20 @@ from pobench.files import whole, write_text
 from pobench.reporting import plot
 from pobench.reporting.looks import look_of
 from pobench.reporting.tables import clean
+from pobench.settings.schema import ANSWERED_TOGETHER
 
 RESULTS = Path(__file__).parent / "results"
 SIDES = {
     "pobench": ("pobench", OURS),
     "trl_best": ("TRL at its best", THEIRS),
     "trl_default": ("TRL as it comes", AS_IT_COMES),
+}
+
+ANSWERERS = {
+    "pobench": "pobench",
+    "generate": "generate",
+    "generate_static": "generate, static cache",
+    "continuous": "continuous batching",
 }
 
 
@@ -202,6 +210,38 @@ def _vs_trl_figure(result: dict[str, Any]) -> Figure:
     )
 
 
+# ---------------------------------------------------------------- answers
+
+
+def _answer_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {
+            "program": ANSWERERS[side],
+            "prompts": result["prompts"],
+            "batch": ANSWERED_TOGETHER if side == "pobench" else result["batch_size"],
+            "tokens a second": estimate(found["tokens_per_second"]),
+            "pobench is faster": "–" if side == "pobench" else estimate(found["ratio_at_equal_rate"]),
+            "same texts as pobench's": found["same_answers"],
+            "peak memory, GB": found["peak_memory"] / 1e9,
+        }
+        for side, found in result["sides"].items()
+    ]
+
+
+def _answer_faults(result: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    rows = [{"program": ANSWERERS[side], "why": why} for side, why in result["faults"].items()]
+    return {"Not measured:": rows} if rows else {}
+
+
+def _answer_figure(result: dict[str, Any]) -> Figure:
+    figure, (ax,) = plot.panels(1, columns=1, height=0.5 + 0.28 * len(result["sides"]), sharex=False)
+    for place, (side, found) in enumerate(result["sides"].items()):
+        speed = found["tokens_per_second"]
+        bar(ax, place, speed["median"], OURS if side == "pobench" else THEIRS, (speed["min"], speed["max"]))
+    bars_axis(ax, [ANSWERERS[side] for side in result["sides"]], "tokens a second")
+    return figure
+
+
 # ---------------------------------------------------------------- where the step's time goes
 
 
@@ -330,6 +370,16 @@ KINDS = {
         _against_rows,
         _against_figure,
         "Not measured yet. `python benchmarks/against_trl.py` takes hours, and goes on where it was stopped.",
+    ),
+    "answers": Kind(
+        "Answers, against transformers' generate",
+        "The same weights and prompts, greedy; each answer ends where the model ends it. The programs answer a block of "
+        "prompts each in turn. Brackets: the least and the greatest over blocks; how much faster pobench is: seconds a token, "
+        "with the machine's rate divided out. In bf16 sums are rounded by the shapes of a batch, so that texts differ.",
+        _answer_rows,
+        _answer_figure,
+        "Not measured yet. `python benchmarks/answers.py --out benchmarks/results/answers.json` takes some minutes.",
+        _answer_faults,
     ),
     "profile": Kind(
         "Where the step's time goes",

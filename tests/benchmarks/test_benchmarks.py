@@ -20,7 +20,7 @@ from pobench.settings.schema import TrainConfig
 from pobench.types import Pair, SequenceLogps, TokenPair
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
-SCRIPTS = ("vs_trl", "against_trl", "scaling", "suite", "gpu", "page", "training_step", "two_processes")
+SCRIPTS = ("vs_trl", "against_trl", "scaling", "suite", "gpu", "page", "training_step", "two_processes", "answers")
 
 
 def script(name: str) -> Any:
@@ -320,8 +320,14 @@ def results() -> dict[str, dict[str, Any]]:
         "dpo-160-fp32": {"trainer": "dpo", "tokens": 160, "dtype": "fp32", "result": against},
         "kto-300-bf16": {"trainer": "kto", "tokens": 300, "dtype": "bf16", "fault": "ended after 9 s"},
     }
+    answered = {
+        "ratio_at_equal_rate": spread, "tokens_per_second": spread, "same_answers": 0.5, "peak_memory": 9e8,
+    }  # fmt: skip
     return {
         "vs_trl": against,
+        "answers": {
+            **common, "prompts": 9, "sides": {"pobench": answered, "generate": answered}, "faults": {"continuous": "none"},
+        },
         "against_trl": {**common, "cells": cells},
         "scaling": {
             **common, "loss": "dpo", "sizes": sizes, "growth_ratio": 2.0, "pairs_ratio": 2.0, "memory_growth_ratio": 1.0,
@@ -447,3 +453,19 @@ def test_a_script_tells_its_options(name: str, monkeypatch, capsys) -> None:
     with pytest.raises(SystemExit) as end:
         runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")
     assert end.value.code == 0 and "usage:" in capsys.readouterr().out
+
+
+def test_an_answer_ends_with_the_token_that_ends_it() -> None:
+    ended = script("answers")._ended
+    assert ended([5, 6, 2, 0, 0], [2]) == [5, 6, 2]
+    assert ended([5, 6, 0, 7], [2]) == [5, 6, 0, 7]  # cut off; what is a pad elsewhere is a token here
+
+
+@pytest.mark.slow
+def test_answers_of_all_programs_are_the_same_in_fp32(tmp_path: Path) -> None:
+    out = tmp_path / "answers.json"
+    command = [sys.executable, "benchmarks/answers.py", "--model", "tiny", "--dtype", "fp32", "--prompts", "20", "--rounds", "1"]
+    subprocess.run([*command, "--new-tokens", "8", "--out", str(out)], cwd=FOLDER.parent, check=True)
+    found = json.loads(out.read_text())
+    assert {side: of["same_answers"] for side, of in found["sides"].items()} == dict.fromkeys(found["sides"], 1.0)
+    assert {"pobench", "generate", "generate_static"} <= set(found["sides"]) and set(found["faults"]) <= {"continuous"}
