@@ -32,7 +32,8 @@ from pobench.errors import PobenchError
 from pobench.model.device import make_accelerator
 from pobench.model.generate import PRECISIONS, Decoding, batches_of, generate, left_padded, stop_tokens
 from pobench.model.layouts import PAD
-from pobench.model.load import load_model, load_tokenizer
+from pobench.model.load import load_model
+from pobench.data.chat import load_tokenizer
 from pobench.settings.schema import ANSWERED_TOGETHER
 
 GENERATE: dict[str, dict[str, Any]] = {"generate": {}, "generate_static": {"cache_implementation": "static"}}
@@ -119,7 +120,8 @@ def answer(side: str, folder: str, blocks: str, new: int, dtype: str, batch_size
             texts.append([a.text for a in answered])
             tokens.append(sum(a.tokens for a in answered))
         else:
-            made = by_transformers(side, model, block, new, stops, batch_size)
+            given = (model, block, new, stops)
+            made = by_continuous_batching(*given) if side == "continuous" else by_generate(side, *given, batch_size)
             texts.append([chat.tokenizer.decode(ids, skip_special_tokens=True) for ids in made])
             tokens.append(sum(map(len, made)))
         clock()
@@ -135,20 +137,25 @@ def answer(side: str, folder: str, blocks: str, new: int, dtype: str, batch_size
     }
 
 
+def by_continuous_batching(model: Any, prompts: Sequence[list[int]], new: int, stops: list[int]) -> list[list[int]]:
+    """The tokens of each answer, the one that ends it included. Raises PobenchError where a prompt was not answered."""
+    from transformers import GenerationConfig
+
+    config = GenerationConfig(max_new_tokens=new, do_sample=False, eos_token_id=stops, pad_token_id=PAD)
+    answered = model.generate_batch([*prompts], generation_config=config)
+    made = [[*one.generated_tokens] for one in answered.values()]
+    if faults := sorted({str(one.error) for one in answered.values() if one.error is not None}):
+        raise PobenchError(f"continuous batching: {faults[0]}")
+    if len(made) < len(prompts) or not all(made):
+        raise PobenchError(f"continuous batching answered {sum(map(bool, made))} of {len(prompts)} prompts")
+    return made
+
+
 @torch.inference_mode()
-def by_transformers(
+def by_generate(
     side: str, model: Any, prompts: Sequence[list[int]], new: int, stops: list[int], batch_size: int
 ) -> list[list[int]]:
-    """The tokens of each answer, the one that ends it included. Raises PobenchError where not all prompts were answered."""
-    if side == "continuous":
-        from transformers import GenerationConfig
-
-        config = GenerationConfig(max_new_tokens=new, do_sample=False, eos_token_id=stops, pad_token_id=PAD)
-        answered = model.generate_batch([*prompts], generation_config=config)
-        made = [[*one.generated_tokens] for one in answered.values()]
-        if len(made) < len(prompts):
-            raise PobenchError(f"continuous batching answered {len(made)} of {len(prompts)} prompts")
-        return made
+    """As `by_continuous_batching`, in batches."""
     made = []
     for start in range(0, len(prompts), batch_size):
         ids, mask, _ = left_padded(prompts[start : start + batch_size], PAD, model.device).values()
