@@ -51,7 +51,9 @@ def main() -> None:
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
     job = peers.job_of(given.model, "simpo")
-    faults = [f"--{name.replace('_', '-')}: at least 1" for name in ("batch_size", "rounds") if getattr(given, name) < 1]
+    faults = [
+        f"--{name.replace('_', '-')}: at least 1" for name in ("batch_size", "rounds") if getattr(given, name) < 1
+    ]
     if faults or job.answers.source is None:
         raise PobenchError("\n".join(faults) or f"--model {given.model}: its setting has no prompts")
     new = given.new_tokens or job.decoding.max_new_tokens
@@ -66,7 +68,9 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         found = in_turn({side: (answer, (side, *shared)) for side in SIDES})
     ran = {side: run for side, run in found.items() if FAULT not in run}
     for side, run in found.items():
-        say(f"{side}: {run.get(FAULT) or format(run['answered_tokens'] / sum(run['seconds']), '.4g') + ' tokens a second'}")
+        say(
+            f"{side}: {run.get(FAULT) or format(run['answered_tokens'] / sum(run['seconds']), '.4g') + ' tokens a second'}"
+        )
     if "pobench" not in ran or "generate" not in ran:
         raise PobenchError("\n".join(f"{side}: {run[FAULT]}" for side, run in found.items() if FAULT in run))
     return {

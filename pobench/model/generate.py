@@ -28,6 +28,7 @@ from torch import Tensor
 from pobench.errors import PobenchError
 from pobench.model.device import free_memory
 from pobench.model.layouts import PAD
+from pobench.model.packed import packed_layers
 from pobench.settings.schema import ANSWERED_TOGETHER
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -264,7 +265,7 @@ def decoder(model: Any, stops: Sequence[int], decoding: Decoding) -> Iterator[De
         )
     was_training = model.training
     model.eval()
-    free = free_memory(model.device)
+    free = free_memory(model.device)  # what packed weights take is within the share that is left
 
     def decode(rows: Sequence[Sequence[int]], samples: Sequence[int]) -> list[list[int]]:
         room = _rows_at_once(model, max(map(len, rows)), decoding.max_new_tokens, free) or len(rows)
@@ -275,7 +276,8 @@ def decoder(model: Any, stops: Sequence[int], decoding: Decoding) -> Iterator[De
         return responses
 
     try:
-        yield decode
+        with packed_layers(model):
+            yield decode
     finally:
         model.train(was_training)
 

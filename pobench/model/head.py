@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pobench.model.products import add_products
+from pobench.model.products import Arithmetic, add_products
 from pobench.model.scratch import scratch_like
 
 KEPT_BYTES = {
@@ -40,7 +40,8 @@ class _Tile(NamedTuple):
 
 class _Head(NamedTuple):
     """The settings of a head. tile: vocabulary entries. product_weight: the weight in the type of the matrix product. grad: the
-    gradient to add to, or None. room: bytes of softmax that may be kept for the backward pass."""
+    gradient to add to, or None. room: bytes of softmax that may be kept for the backward pass. arithmetic: of the
+    model, which computes the product."""
 
     tile: int
     scale: float
@@ -48,6 +49,7 @@ class _Head(NamedTuple):
     product_weight: Tensor
     grad: Tensor | None
     room: int
+    arithmetic: Arithmetic
 
     @property
     def dtype(self) -> torch.dtype:
@@ -85,7 +87,7 @@ class _Head(NamedTuple):
         reuse: bool = False,
     ) -> Tensor:
         """(tokens, tile) of `dtype`. reuse: into memory that the next such call takes, if the product is narrower."""
-        product = narrow @ self.product_weight[tile.entries].T
+        product = self.arithmetic.product(narrow, self.product_weight[tile.entries])
         reuse = reuse and product.dtype != dtype
         logits = scratch_like("logits", product, dtype).copy_(product) if reuse else product.to(dtype)
         if own is not None:

@@ -229,5 +229,5 @@ class ResponseLogps(nn.Module):
         grad = self.arithmetic.grad(weight)
         room = KEPT_BYTES.get(device_type, 0) if torch.is_grad_enabled() else 0
         tile = self.tile or tile_for(len(target), device_type)
-        head = _Head(tile, self.scale, self.softcap, product_weight, grad, room)
+        head = _Head(tile, self.scale, self.softcap, product_weight, grad, room, self.arithmetic)
         return Positions(states, weight, bias, head), target

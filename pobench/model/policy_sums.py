@@ -22,7 +22,7 @@ from pobench.model.flash import takes_flash
 from pobench.model.flex import takes_blocks
 from pobench.model.layouts import NOTHING, Batch, Layout, plan_step
 from pobench.model.logps import ResponseLogps
-from pobench.model.sharding import give_back
+from pobench.model.sharding import give_back, is_sharded
 from pobench.settings.schema import MICRO_TOKENS, LoopConfig
 from pobench.types import Group
 
@@ -34,6 +34,9 @@ class Turn(NamedTuple):
     indices: list[int]
     values: Tensor
     everywhere: list[int]
+
+
+PACKED_FROM = 4  # micro-batches of a pass, for which it pays to pack the weights
 
 
 class SumScorer:
@@ -101,11 +104,13 @@ class SumScorer:
         A turn without groups computes too: where weights are sharded over processes, all must join in every forward.
         """
         plan = self.plan(groups)
+        kept = self.accelerator.device.type == "cpu" and not is_sharded(self.policy)
         try:
-            for batches in zip(*plan, strict=True):
-                indices = batches[self.rank]
-                values = self._values_of([groups[i] for i in indices], per_token)
-                yield Turn(indices, values if indices else values[:0], [i for batch in batches for i in batch])
+            with self.policy.arithmetic.unchanged_weights(kept=kept, packed=kept and len(plan[0]) >= PACKED_FROM):
+                for batches in zip(*plan, strict=True):
+                    indices = batches[self.rank]
+                    values = self._values_of([groups[i] for i in indices], per_token)
+                    yield Turn(indices, values if indices else values[:0], [i for batch in batches for i in batch])
         finally:
             give_back(self.policy)
 

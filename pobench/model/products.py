@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from pobench.model.packed import pack, packs
+from pobench.model.packed import product as packed_product
 from pobench.model.scratch import scratch
 
 ROWS = 8192  # rows of a gradient that are computed at once if the product is narrower than the gradient
@@ -39,6 +41,9 @@ class Arithmetic:
     def __init__(self) -> None:
         self.in_place = False
         self._narrow_weights: dict[int, Tensor] | None = None
+        self._packed: dict[tuple[int, int], Tensor] | None = (
+            None  # address and rows of such a weight → the same, packed
+        )
         self._last_cast: tuple[weakref.ref[Tensor], int, Tensor] | None = None  # the source, its version, the result
 
     def grad(self, weight: Tensor) -> Tensor | None:
@@ -46,18 +51,19 @@ class Arithmetic:
         return weight.grad if self.in_place and weight.dtype == torch.float32 else None
 
     @contextlib.contextmanager
-    def unchanged_weights(self) -> Iterator[None]:
+    def unchanged_weights(self, *, kept: bool, packed: bool = False) -> Iterator[None]:
         """The caller promises that no weight changes inside, so each is cast once for all micro-batches.
 
-        A promise is needed because not every optimiser raises a tensor's version counter. Casts are kept only if `in_place`
-        is set: on a GPU a cast costs little beside the products, and no process should hold all weights of a sharded
-        model.
+        A promise is needed because not every optimiser raises a tensor's version counter. kept: whether casts are: on a GPU one
+        costs little beside the products, and no process should hold all weights of a sharded model. packed: those of layers and
+        head are packed too, which pays where more than a few micro-batches follow.
         """
-        self._narrow_weights = {} if self.in_place else None
+        before = self._narrow_weights, self._packed
+        self._narrow_weights, self._packed = {} if kept else None, {} if packed else None
         try:
             yield
         finally:
-            self._narrow_weights = None
+            self._narrow_weights, self._packed = before
 
     def weight(self, weight: Tensor) -> Tensor:
         """The weight in the type of the product."""
@@ -67,6 +73,15 @@ class Arithmetic:
         if id(weight) not in self._narrow_weights:
             self._narrow_weights[id(weight)] = weight.detach().to(dtype)
         return self._narrow_weights[id(weight)]
+
+    def product(self, x: Tensor, weight: Tensor) -> Tensor:
+        """x @ weight.T. x: (tokens, in). weight: as `weight` gives it, or rows of that."""
+        if self._packed is None or weight.dtype != torch.bfloat16 or not packs():
+            return x @ weight.T
+        key = weight.data_ptr(), len(weight)
+        if key not in self._packed:
+            self._packed[key] = pack(weight)
+        return packed_product(x, self._packed[key])
 
     def input(self, x: Tensor) -> Tensor:
         """(tokens, features) in the type of the product; queries, keys and values share one cast."""

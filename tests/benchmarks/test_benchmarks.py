@@ -464,7 +464,18 @@ def test_an_answer_ends_with_the_token_that_ends_it() -> None:
 @pytest.mark.slow
 def test_answers_of_all_programs_are_the_same_in_fp32(tmp_path: Path) -> None:
     out = tmp_path / "answers.json"
-    command = [sys.executable, "benchmarks/answers.py", "--model", "tiny", "--dtype", "fp32", "--prompts", "20", "--rounds", "1"]
+    command = [
+        sys.executable,
+        "benchmarks/answers.py",
+        "--model",
+        "tiny",
+        "--dtype",
+        "fp32",
+        "--prompts",
+        "20",
+        "--rounds",
+        "1",
+    ]
     subprocess.run([*command, "--new-tokens", "8", "--out", str(out)], cwd=FOLDER.parent, check=True)
     found = json.loads(out.read_text())
     assert {side: of["same_answers"] for side, of in found["sides"].items()} == dict.fromkeys(found["sides"], 1.0)

@@ -128,7 +128,10 @@ class _Linear(torch.autograd.Function):
         narrow, product_weight = arithmetic.input(x), arithmetic.weight(weight)
         ctx.save_for_backward(narrow, product_weight, weight)
         ctx.arithmetic, ctx.like, ctx.bias = arithmetic, (x.shape, x.dtype), None if bias is None else bias.dtype
-        y = narrow @ product_weight.T if bias is None else torch.addmm(bias.to(narrow.dtype), narrow, product_weight.T)
+        if bias is None:
+            y = arithmetic.product(narrow, product_weight)
+        else:
+            y = torch.addmm(bias.to(narrow.dtype), narrow, product_weight.T)
         return y.view(*x.shape[:-1], -1)
 
     @staticmethod
@@ -205,12 +208,12 @@ class _GatedMlp(torch.autograd.Function):
     ) -> Tensor:
         narrow = arithmetic.input(x)
         weights = [arithmetic.weight(w) for w in (gate, up, down)]
-        gated, lifted = narrow @ weights[0].T, narrow @ weights[1].T
+        gated, lifted = arithmetic.product(narrow, weights[0]), arithmetic.product(narrow, weights[1])
         saved_input = kept_input(x, narrow)
         ctx.save_for_backward(gated, lifted, *weights, gate, up, down, *saved_input.tensors)
         ctx.act, ctx.arithmetic, ctx.like, ctx.restore = act, arithmetic, (x.shape, x.dtype), saved_input.restore
         middle = torch.mul(act(gated), lifted, out=scratch_like("middle", gated))
-        return (middle @ weights[2].T).view(x.shape)
+        return arithmetic.product(middle, weights[2]).view(x.shape)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
@@ -276,7 +279,7 @@ class _Attention(torch.autograd.Function):
         narrow = arithmetic.input(x)
         weights = [arithmetic.weight(w) for w in (q, k, v, out)]
         size, scale = head
-        query, key, value = ((narrow @ w.T).view(*x.shape[:-1], -1, size) for w in weights[:3])
+        query, key, value = (arithmetic.product(narrow, w).view(*x.shape[:-1], -1, size) for w in weights[:3])
         query, key = (_rotated(t, *rotation).to(narrow.dtype) for t in (query, key))
         parts = parts_under(mask) or whole_rows(mask)
         attended = attend(query, key, value, scale, parts)
@@ -284,7 +287,7 @@ class _Attention(torch.autograd.Function):
         ctx.save_for_backward(q, k, v, out, *weights, *rotation, query, key, value, attended, *saved_input.tensors)
         ctx.arithmetic, ctx.like, ctx.restore = arithmetic, (x.shape, x.dtype), saved_input.restore
         ctx.scale, ctx.parts = scale, parts
-        return (attended.flatten(2).flatten(0, 1) @ weights[3].T).view(x.shape)
+        return arithmetic.product(attended.flatten(2).flatten(0, 1), weights[3]).view(x.shape)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]

@@ -134,18 +134,16 @@ def test_an_optimisers_step_is_seen_by_the_next_narrow_product() -> None:
 
 def test_a_weight_is_narrowed_once_for_all_micro_batches_and_anew_after_them() -> None:
     arithmetic = exchanged_arithmetic(nn.Sequential())
-    arithmetic.in_place = True
     weight = nn.Parameter(torch.randn(3, 4))
     with torch.autocast("cpu", torch.bfloat16):
-        with arithmetic.unchanged_weights():
+        with arithmetic.unchanged_weights(kept=True):
             first = arithmetic.weight(weight)
             assert arithmetic.weight(weight) is first and first.dtype == torch.bfloat16
         weight.data.mul_(2)
-        with arithmetic.unchanged_weights():
+        with arithmetic.unchanged_weights(kept=True):
             assert torch.equal(arithmetic.weight(weight), weight.bfloat16())
         assert torch.equal(arithmetic.weight(weight), weight.bfloat16())
-    arithmetic.in_place = False
-    with torch.autocast("cpu", torch.bfloat16), arithmetic.unchanged_weights():
+    with torch.autocast("cpu", torch.bfloat16), arithmetic.unchanged_weights(kept=False):
         assert arithmetic.weight(weight) is not arithmetic.weight(weight)
 
 
