@@ -26,14 +26,13 @@ import torch
 from children import FAULT, in_turn
 from peers import StepClock, about_machine, highest_memory, libraries_memory, ratios, say, spread
 
-from pobench.data.chat import Chat
+from pobench.data.chat import Chat, load_tokenizer
 from pobench.data.prompts import eval_prompts
 from pobench.errors import PobenchError
 from pobench.model.device import make_accelerator
 from pobench.model.generate import PRECISIONS, Decoding, batches_of, generate, left_padded, stop_tokens
 from pobench.model.layouts import PAD
 from pobench.model.load import load_model
-from pobench.data.chat import load_tokenizer
 from pobench.settings.schema import ANSWERED_TOGETHER
 
 GENERATE: dict[str, dict[str, Any]] = {"generate": {}, "generate_static": {"cache_implementation": "static"}}

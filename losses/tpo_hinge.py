@@ -7,8 +7,8 @@ TPO (Saeidi et al. 2024, arXiv 2405.16681) with a hinge for its logistic loss, a
 loss of lists, read as TPO reads them. Of two answers the best is the second, too: that is beta times SLiC-HF's hinge at
 delta = 1 / beta, and its likelihood term, which gives the gradient below.
 Elsewhere: TRL takes the last term's mean over the tokens of a micro-batch.
-Beware: at TRL's default of beta, 0.01, the hinge asks for 100 nats. Of more than three answers, those between the second and the
-worst are not read.
+Beware: at TRL's default of beta, 0.01, the hinge asks for 100 nats. Of more than three answers, those between the second and
+the worst are not read.
 
 Gradient:
     chosen = -beta * hinge - sft_weight * where(sft_reduction == "sum", 1, 1 / |chosen|)

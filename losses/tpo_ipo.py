@@ -4,11 +4,11 @@ log-probabilities is regressed on a fixed target.
     loss = ( second / |second| - worst / |worst| - 1 / (2 * tau) )^2 - sft_weight * best
 
 TPO (Saeidi et al. 2024, arXiv 2405.16681) with the square of IPO (Azar et al. 2023, arXiv 2310.12036, Eq. 17) and no reference,
-as TRL's experimental TPO trainer has it with `loss_type="ipo"`; no paper defines it. A loss of lists, read as TPO reads them. Of
-two answers the best is the second, too: that is IPO without a reference, which gives the gradient below.
+as TRL's experimental TPO trainer has it with `loss_type="ipo"`; no paper defines it. A loss of lists, read as TPO reads them.
+Of two answers the best is the second, too: that is IPO without a reference, which gives the gradient below.
 Elsewhere: TRL calls tau `beta`, and takes the last term's mean over the tokens of a micro-batch.
-Beware: past the target the loss rises again. The target is in nats per token: TRL's default of tau, 0.01, asks for 50 of them. Of
-more than three answers, those between the second and the worst are not read.
+Beware: past the target the loss rises again. The target is in nats per token: TRL's default of tau, 0.01, asks for 50 of them.
+Of more than three answers, those between the second and the worst are not read.
 
 Gradient:
     chosen = 2 * gap / |chosen| - sft_weight * where(sft_reduction == "sum", 1, 1 / |chosen|)

@@ -56,8 +56,8 @@ def packs() -> bool:
 
 @contextlib.contextmanager
 def packed_layers(model: Any) -> Iterator[None]:
-    """Inside, a model in bf16 on a processor computes its linear layers with packed weights, where memory suffices. No weight may
-    change meanwhile."""
+    """Inside, a model in bf16 on a processor computes its linear layers with packed weights, where memory suffices. No weight
+    may change meanwhile."""
     layers = [module for module in model.modules() if _suits(module)]
     held, free = sum(layer.weight.nbytes for layer in layers), free_memory(torch.device("cpu"))
     if not layers or free is None or free < LEAST_FREE * held or not packs():

@@ -116,8 +116,9 @@ def register_modifier(
 
     source, aliases, title, units, meanings, defaults, canonical: as of `register_loss`. of_ratios: it fits losses that read
     policy and reference by their difference alone; others are refused. weighs: it only multiplies each pair's loss, so that it
-    fits losses of tokens too. moves: it moves the reference towards the policy; a function (step, *, settings of the modifier by
-    their names) → the share of the policy that the reference takes behind that step, counted from 1, 0: it stays; or a `Move`.
+    fits losses of tokens too. moves: it moves the reference towards the policy; a function (step, *, settings of the modifier
+    by their names) → the share of the policy that the reference takes behind that step, counted from 1 (0: it stays), or a
+    `Move`.
     leads: its moves may have a lead, so that an average of the policy and the policy's start are kept beside the reference.
     A modifier that takes `tokens` hands on changed ones as well as their sums.
     Raises PobenchError as `register_loss`.

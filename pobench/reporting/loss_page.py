@@ -77,9 +77,9 @@ weighs and then clamps. A modifier of sums alone stands within those of tokens, 
 it is refused, because `ld` would add the tokens up anew.
 
 A modifier registered with `moves`, as `tr` and `bema`, moves the reference model. There is one for all terms, so each term that
-reads it stands within `tr`: `tr(dpo) + 0.5*tr(kto)`. A second model computes the reference's sums in every step, which takes time and
-the memory of its weights, and they are a part of each checkpoint. Held-out rewards and KL are against the start model, as those
-of all losses. With an adapter it is refused: the mean of two adapters' factors is not the adapter of the mean of their
+reads it stands within `tr`: `tr(dpo) + 0.5*tr(kto)`. A second model computes the reference's sums in every step, which takes
+time and the memory of its weights, and they are a part of each checkpoint. Held-out rewards and KL are against the start model,
+as those of all losses. With an adapter it is refused: the mean of two adapters' factors is not the adapter of the mean of their
 weights."""
 
 MEANINGS = {  # of settings that several losses share; a loss declares other names in its own `meanings`

@@ -538,8 +538,8 @@ def _state_bytes(job: Job) -> float:
 
 
 def _moving(job: Job) -> int:
-    """How many copies of the trained weights the steps move: none in an SFT stage; a second model, and where it is led an average
-    of the policy and the policy's start."""
+    """How many copies of the trained weights the steps move: none in an SFT stage; a second model, and where it is led an
+    average of the policy and the policy's start."""
     loss = get_loss(job.loss)
     if job.train.reference != "every_step" or not loss.moves_reference:
         return 0

@@ -1,6 +1,6 @@
 """Save and resume, bit for bit: weights and Adam's moments in safetensors (no pickle), everything else in `state.json`.
-Where the reference model moves, the weights that move are a part of the checkpoint. A value model is trained, so it is among the
-weights.
+Where the reference model moves, the weights that move are a part of the checkpoint. A value model is trained, so it is among
+the weights.
 
 A checkpoint is a folder that appears whole (`pobench.files.whole`); all but the newest few are removed after that. Weights
 that are split over processes are written by all of them, each its own rows (`torch.distributed.checkpoint`); any number of

@@ -61,8 +61,8 @@ class TrainingMemory:
 class Step:
     """How a step computes, as far as memory goes. tokens: of the largest micro-batch, pads included. responses: those of them
     that the head reads. shards: devices that share weights, gradients and moments. narrow: whether products are bf16. staged: a
-    checkpoint is written from a copy in the device's memory. moving: copies of the trained weights that steps move, which are in
-    that copy: the start model, and two more where a reference is led. valued: a value model is trained beside the policy."""
+    checkpoint is written from a copy in the device's memory. moving: copies of the trained weights that steps move, which are
+    in that copy: the start model, and two more where a reference is led. valued: a value model is trained beside the policy."""
 
     tokens: int
     responses: int

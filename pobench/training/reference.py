@@ -167,8 +167,8 @@ class EveryStep:
 
 
 class Moving(EveryStep):
-    """Reference sums of a model that begins as the start model and that moves behind some steps. weights: those that move, under
-    names that no weight of the policy has; a checkpoint stores them."""
+    """Reference sums of a model that begins as the start model and that moves behind some steps. weights: those that move,
+    under names that no weight of the policy has; a checkpoint stores them."""
 
     def __init__(self, scorer: SumScorer) -> None:
         super().__init__(scorer)
