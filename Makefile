@@ -128,7 +128,7 @@ clean:      ## remove what building and testing left; keep runs and the environm
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
 
 # A stamp file marks a finished installation, so that the next `make` does not install again unless dependencies changed.
-# Packages hold some thirty thousand modules, of which a run reads a few thousand: Python compiles those when it first does.
+# Packages hold twenty-five thousand modules, of which a run reads four thousand: Python compiles those when it first does.
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt -e .
 	touch $@
