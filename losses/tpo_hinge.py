@@ -33,7 +33,7 @@ from pobench.types import ListOutput, NonNegative, Positive, Reduction, Response
     title="TPO hinge",
     colour="#5f8f00",
     marker="$4$",
-    source="TRL's experimental TPO trainer, `hinge`; arXiv 2405.16681",
+    source="arXiv 2405.16681, as in TRL's experimental TPO trainer, `hinge`",
     units={"beta": "per nat", "sft_weight": "per nat (sum) or per (nat per token) (mean)"},
     meanings={"beta": "the scale of the margin, and one over the gap that is asked for"},
     defaults={

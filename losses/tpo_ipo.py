@@ -31,7 +31,7 @@ from pobench.types import ListOutput, NonNegative, Positive, Reduction, Response
     title="TPO IPO",
     colour="#d1499b",
     marker="$5$",
-    source="TRL's experimental TPO trainer, `ipo`; arXiv 2405.16681",
+    source="arXiv 2405.16681, as in TRL's experimental TPO trainer, `ipo`",
     units={
         "tau": "1 / (nat per token); the target is 1 / (2 tau)",
         "sft_weight": "per nat (sum) or per (nat per token) (mean)",
