@@ -32,6 +32,7 @@ from pobench.columns import FRAMES
 from pobench.errors import CorruptError, PobenchError, nearest
 from pobench.files import (
     OTHER_BYTES,
+    SEAL,
     MarkedFolder,
     checked_bytes,
     corrupt_files,
@@ -295,11 +296,11 @@ class RunFolder:
 
     def log_step(self, row: Mapping[str, Any]) -> None:
         with (self.path / "steps.jsonl").open("a") as file:
-            file.write(json.dumps(nan_as_null(row)) + "\n")
+            file.write(json.dumps(sealed(nan_as_null(row))) + "\n")
 
     def rewind_steps(self, step: int) -> None:
         """Remove the rows after `step`, and a last line that a kill cut short."""
-        kept = [json.dumps(row) for row in self.logged() if row["step"] <= step]
+        kept = [json.dumps(sealed(row)) for row in self.logged() if row["step"] <= step]
         write_text(self.path / "steps.jsonl", "".join(line + "\n" for line in kept))
 
     def steps(self) -> list[dict[str, Any]]:
@@ -314,12 +315,13 @@ class RunFolder:
         return rows
 
     def logged(self) -> list[dict[str, Any]]:
-        """The rows of `steps.jsonl` as they stand, up to one that a kill cut short."""
-        path, rows = self.path / "steps.jsonl", []
-        for line in path.read_text().splitlines() if path.is_file() else ():
+        """The rows of `steps.jsonl`, up to one that a kill cut short or that is not what was written."""
+        path, rows = self.path / "steps.jsonl", list[dict[str, Any]]()
+        for line in path.read_bytes().splitlines() if path.is_file() else ():
             try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:  # the last line of a killed run
+                row = json.loads(line)
+                rows.append(unsealed(row if isinstance(row, dict) else {SEAL: None}, path))
+            except (ValueError, CorruptError):
                 break
         return rows
 
