@@ -133,7 +133,7 @@ class Place(NamedTuple):
 
     def takes(self, kind: str, seen: Collection[str]) -> bool:
         """Whether a kind is tried here. seen: those of earlier folders."""
-        if not re.search(self.within, kind) or (REPORT in kind) is not (REPORT in self.within):
+        if not re.search(self.within, kind) or (REPORT in kind and REPORT not in self.within):
             return False
         return kind not in seen or re.search(self.of, kind) is not None
 
@@ -213,7 +213,7 @@ def places(world: Path) -> dict[str, Place]:
         **_of_other_data(world, setting),
         "benchmarks": Place(planned(_with_benchmarks(world, setting), "dpo", ("train", "benchmarks"))),
         "search": Place(_search(world, setting), within="/tuning/[^/]*$"),
-        "report": Place(report, within=REPORT),
+        "report": Place(report, within=f"{REPORT}|/looks/"),
     }
 
 
@@ -295,9 +295,10 @@ def stored_files(folder: Path) -> dict[str, list[Path]]:
     """Kind → the files of that kind, below the folder."""
     names = _names(folder)
     found: dict[str, list[Path]] = {}
-    for file in sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.endswith(PASSING)):
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         part = file.relative_to(folder)
-        if file.parent.name == "model" and file.name not in OF_A_MODEL:
+        of_a_model = file.parent.name == "model" and file.name not in OF_A_MODEL
+        if of_a_model or any(name.endswith(PASSING) for name in part.parts):
             continue
         kind = DIGITS.sub("…", "/".join(names.get(name, name) for name in part.parts))
         found.setdefault(kind, []).append(part)

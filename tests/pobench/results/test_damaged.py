@@ -113,3 +113,15 @@ def test_trials_with_another_digit_are_left_out_and_named(store: Path, capsys: p
     assert load_frames(store)["tuning"]["lr"].tolist() == [0.125]
     digest_file(path).write_text(f"{'0' * 64}  trials.csv\n")
     assert load_frames(store)["tuning"].empty and "trials are left out" in capsys.readouterr().err
+
+
+def test_the_steps_of_a_training_end_before_one_with_another_digit(store: Path) -> None:
+    folder = RunFolder(store, RUN)
+    folder.rewind_steps(0)
+    for step in range(1, 5):
+        folder.log_step({"step": step, "loss": 0.5 + step, "accuracy": float("nan")})
+    lines = (folder.path / "steps.jsonl").read_text().splitlines()
+    (folder.path / "steps.jsonl").write_text("\n".join([*lines[:2], lines[2].replace("3.5", "3.6"), lines[3]]) + "\n")
+    assert [row["loss"] for row in folder.logged()] == [1.5, 2.5] and "seal" not in folder.logged()[0]
+    (folder.path / "steps.jsonl").write_text('{"step": 1, "loss": 2}\n[1]\n')  # the first is of an earlier version
+    assert folder.logged() == [{"step": 1, "loss": 2}]
