@@ -23,7 +23,12 @@ _KEPT = (FILE, "config.yaml")  # rewritten in place, never renamed
 def manifest(folder: Path) -> dict[str, Any]:
     """The stored manifest; {} where there is none. Raises CorruptError where it is not what was written."""
     path = folder / FILE
-    return read_marker(path) if path.is_file() else {}
+    if not path.is_file():
+        return {}
+    stored = read_marker(path)
+    if not all(isinstance(stored.get(key), dict) for key in ("made_from", "files")):
+        raise CorruptError(path, "it does not describe a folder's files")
+    return stored
 
 
 def _known(folder: Path) -> tuple[dict[str, Any], list[str]]:

@@ -296,18 +296,24 @@ class _Stored(NamedTuple):
         if not lines:
             return cls({}, [], [CorruptError(file, "it holds no line")] if file.name.endswith(GATHERED) else [])
         header, *rows = (_row(line, file) for line in lines)
-        samples, damaged = list[Sample](), [] if header else [1]
-        for number, row in enumerate(rows, start=2):
-            try:
-                samples.append(Sample(**row))
-            except TypeError:
-                damaged.append(number)
+        origin, answers = header.get("samples_of"), header.get("answers", 0)
+        sound = isinstance(origin, dict) and isinstance(answers, int)
+        read = [_sample(row) for row in rows]
+        damaged = ([] if sound else [1]) + [number for number, sample in enumerate(read, start=2) if sample is None]
         faults = []
         if damaged:
             faults.append(CorruptError(file, f"{len(damaged)} of its lines are not what was written, line {damaged[0]} first"))
-        if (lost := header.get("answers", 0) - len(rows)) > 0:
-            faults.append(CorruptError(file, f"{lost} of its lines are gone"))
-        return cls(header.get("samples_of", {}), samples, faults)
+        if sound and answers > len(rows):
+            faults.append(CorruptError(file, f"{answers - len(rows)} of its lines are gone"))
+        return cls(origin if sound else {}, [sample for sample in read if sample is not None], faults)
+
+
+def _sample(row: Mapping[str, Any]) -> Sample | None:
+    """None for a row that is none."""
+    kinds = {"id": str, "sample": int, "text": str, "tokens": int, "finished": bool}
+    if row.keys() != kinds.keys() or not all(type(row[name]) is kind for name, kind in kinds.items()):
+        return None
+    return Sample(**row)
 
 
 def _row(line: bytes, file: Path) -> dict[str, Any]:

@@ -3,12 +3,12 @@ reference sums."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pobench.errors import CorruptError, or_fault
-from pobench.files import corrupt_files, read_marker
+from pobench.files import corrupt_files, listed_files
 from pobench.results.run_folder import NODE_NAME, RunFolder, run_names
 from pobench.runs.sampling import line_faults
 from pobench.sources import cache_folder
@@ -45,10 +45,7 @@ def verify(runs: Path, advance: Callable[[str], None] = lambda folder: None) -> 
         for marker in sorted(p for name in MARKERS for p in root.rglob(name) if p.parent.suffix != ".damaged"):
             advance(str(marker.parent))
             try:
-                listed: Mapping[str, Any] = read_marker(marker)["files"]
-            except KeyError:
-                faults.append(str(CorruptError(marker, "it lists no files")))
-                continue
+                listed = listed_files(marker)
             except CorruptError as error:
                 faults.append(str(error))
                 continue

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
+from unittest import mock
 
 import yaml
 
@@ -1370,12 +1371,12 @@ def _stored_before(draw: random.Random, folder: Path) -> Iterator[Case]:
     in one message, and `doctor --verify` in a list."""
     from pobench.runs.verify import verify
 
-    os.environ["POBENCH_CACHE"] = str(folder / "cache")
     kept = _make_stored(folder)
     junk = (None, 3, "x", [], {}, [[]], float("nan"), -1, 10**400, "../../x", True)
 
     def give(read: Callable[[], Any]) -> None:
-        verify(folder / "runs")
+        with mock.patch.dict(os.environ, POBENCH_CACHE=str(folder / "cache")):
+            verify(folder / "runs")
         read()
 
     while True:
@@ -1405,8 +1406,8 @@ def _make_stored(folder: Path) -> dict[Path, tuple[bytes, Callable[[], Any]]]:
     """File → its bytes, and what reads it."""
     import torch
 
-    from pobench.model.generate import Decoding
     from pobench.judging.ranking import Sample
+    from pobench.model.generate import Decoding
     from pobench.results.manifest import claim, finish, holds
     from pobench.runs.sampling import Sampling
     from pobench.training.density_ratio import DensityRatios, compute_density_ratios
