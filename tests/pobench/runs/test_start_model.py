@@ -115,12 +115,14 @@ def test_a_damaged_start_model_is_made_again_and_damaged_conversations_are_read_
     jobs = with_sft()
     folder, _ = prepare_stage(jobs[0])
     make_start_model(jobs[0], folder)
-    before = {path: path.read_bytes() for path in (*folder.path.glob("demonstrations.*"), start_model(jobs[0]) / "model.safetensors")}
+    made = (*folder.path.glob("demonstrations.*"), folder.path / "model/model.safetensors")
+    before = {path: path.read_bytes() for path in made}
     for name in ("trained.json", "model/model.safetensors", "demonstrations.parquet", "read.json"):
         another_digit(folder.path / name)
         assert any(Path(name).name in fault for fault in verify(tmp_path / "runs").faults), name
         plan = make_plan(jobs, tmp_path / "runs", ("sft",))
-        assert bool(plan.left) is (name in ("trained.json", "model/model.safetensors")) is any(name in note for note in plan.notes)
+        trained = name in ("trained.json", "model/model.safetensors")
+        assert bool(plan.left) is trained is any(name in note for note in plan.notes)
         assert {outcome.status for outcome in execute(plan)} <= {"finished", "skipped"}
         assert all(path.read_bytes() == content for path, content in before.items())
         assert verify(tmp_path / "runs").faults == []
