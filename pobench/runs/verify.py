@@ -4,11 +4,14 @@ reference sums."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from pobench.errors import CorruptError, or_fault
 from pobench.files import corrupt_files, listed_files
+from pobench.results.earlier_looks import FOLDER as LOOKS
+from pobench.results.earlier_looks import stored_looks
 from pobench.results.run_folder import NODE_NAME, RunFolder, run_names
 from pobench.runs.sampling import line_faults
 from pobench.sources import cache_folder
@@ -61,6 +64,8 @@ def verify(runs: Path, advance: Callable[[str], None] = lambda folder: None) -> 
         except CorruptError as error:
             faults.append(str(error))
     faults += _samples(runs)
+    for folder in sorted(runs.glob(f"*/{LOOKS}")):
+        or_fault(faults, partial(stored_looks, runs, folder.parent.name))
     for run in run_names(runs):
         faults += _unread(RunFolder(runs, run))
     faults += _gone(runs)
