@@ -28,7 +28,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -293,9 +293,10 @@ def _search(world: Path, setting: Path) -> Again:
 # ---------------------------------------------------------------- kinds of files
 def stored_files(folder: Path) -> dict[str, list[Path]]:
     """Kind → the files of that kind, below the folder."""
-    names = _names(folder)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    names = _names(folder, files)
     found: dict[str, list[Path]] = {}
-    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+    for file in files:
         part = file.relative_to(folder)
         of_a_model = file.parent.name == "model" and file.name not in OF_A_MODEL
         if of_a_model or any(name.endswith(PASSING) for name in part.parts):
@@ -305,17 +306,15 @@ def stored_files(folder: Path) -> dict[str, list[Path]]:
     return found
 
 
-def _names(folder: Path) -> dict[str, str]:
+def _names(folder: Path, files: Sequence[Path]) -> dict[str, str]:
     """The folder of a setting or a trained model → what is the same of all; rounds after the first are told apart."""
     names: dict[str, str] = {}
     for setting in (folder / "runs").glob("*/"):
         names[setting.name] = setting.name if setting.name == "report" else "setting"
-    for path in (folder / "runs").rglob("config.yaml"):
-        with contextlib.suppress(ValueError, yaml.YAMLError, AttributeError):
-            values = yaml.safe_load(path.read_text())
-            if values.get("kind") == "loss":
-                number = values.get("round", 1)
-                names[path.parent.name] = "loss-…" + (f" of round {number}" if number > 1 else "")
+    for path in files:
+        if path.name == "config.yaml" and re.search("^kind: loss$", text := path.read_text(), re.M):
+            later = re.search(r"^round: ([2-9])$", text, re.M)
+            names[path.parent.name] = f"loss-… of round {later[1]}" if later else "loss-…"
     return names
 
 
