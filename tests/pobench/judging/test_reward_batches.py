@@ -72,12 +72,12 @@ def test_a_reward_that_overflows_decides_nothing_and_is_called_what_it_is(tmp_pa
     judge = RewardModel(Weights(str(saved(tmp_path, "llama")), precision="fp32"))
     comparison = Comparison("Say hello.", "hello", "go away")
     assert math.isfinite(judge.judge(*comparison))
+    (long,) = judge.judge_many([comparison._replace(b="x" * 600)])
+    assert "the model reads 256" in long.error
     with torch.no_grad():
         judge.model.score.weight.fill_(3e38)
     (verdict,) = judge.judge_many([comparison])
     assert math.isnan(verdict.probability) and "computes a reward of" in verdict.error
-    (long,) = judge.judge_many([comparison._replace(b="x" * 600)])
-    assert "the model reads 256" in long.error
     assert all(map(math.isnan, judge.rewards(ANSWERS)))
 
 
