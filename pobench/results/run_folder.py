@@ -52,7 +52,8 @@ from pobench.results.manifest import manifest
 from pobench.settings.job import Job
 from pobench.sources import file_digest
 
-SEALED_BY = "# seal: "  # the beginning of a configuration's last line, which holds a digest of those above
+SEALED = "# The last line is a digest of those above.\n"  # a configuration's first line, so that a lost last one is missed
+SEALED_BY = "# seal: "  # the beginning of the last line
 NODE_NAME = re.compile("[a-z_]+-[0-9a-f]{12}")
 MOST_BRACKETS = 10_000  # of a configuration; those of long searches have some hundreds
 
@@ -219,7 +220,7 @@ class RunFolder:
         """Write `config.yaml`: every value, and the origin of each that is not a default. start: the start model's run."""
         about = {"kind": kind, "protocol": PROTOCOL, "start": start, **job.provenance(), "origin": dict(job.origin)}
         values = {**job.values(), **about, **job.facts_of_round()}
-        text, path = yaml.safe_dump(values, sort_keys=False, allow_unicode=True), self.path / "config.yaml"
+        text, path = SEALED + yaml.safe_dump(values, sort_keys=False, allow_unicode=True), self.path / "config.yaml"
         text += f"{SEALED_BY}{_sha256(text)}\n"
         if not path.is_file() or path.read_bytes() != text.encode():
             write_text(path, text)
@@ -231,7 +232,7 @@ class RunFolder:
         try:
             text = path.read_bytes().decode("utf-8")
             above, mark, seal = text.rpartition(SEALED_BY)
-            if mark and seal.strip() != _sha256(above):
+            if (mark and seal.strip() != _sha256(above)) or (text.startswith(SEALED) and not mark):
                 raise CorruptError(path, OTHER_BYTES)
             return copy.deepcopy(_parsed(text))
         except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:

@@ -103,4 +103,8 @@ def _unread(folder: RunFolder) -> list[str]:
     faults: list[str] = []
     or_fault(faults, lambda: folder.config)
     or_fault(faults, lambda: folder.shown)
+    steps = folder.path / "steps.jsonl"
+    if steps.is_file() and not folder.has("trained.json"):  # else its marker has their digest
+        whole, read = steps.read_bytes().count(b"\n"), len(folder.logged())
+        faults += [str(CorruptError(steps, f"line {read + 1} is not what was written"))] if read < whole else []
     return [*faults, *map(str, folder.unread)]

@@ -34,6 +34,7 @@ from pobench.errors import PobenchError
 Outcome = str  # refused, accepted, traceback, wrong accept, wrong refusal, written, hang
 WRONG = ("traceback", "wrong accept", "wrong refusal", "written", "hang")
 PROCESSOR_SECONDS = 60  # of one case; more is a hang
+WAITED = 300  # seconds for a case that does not even compute
 
 
 class Case(NamedTuple):
@@ -75,7 +76,9 @@ def outcome(case: Case, folder: Path) -> tuple[Outcome, str]:
 
     before = _files(folder)
     signal.signal(signal.SIGPROF, hang)
+    signal.signal(signal.SIGALRM, hang)
     signal.setitimer(signal.ITIMER_PROF, PROCESSOR_SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, WAITED)
     try:
         case.give()
         seen, words = "accepted", ""
@@ -86,11 +89,12 @@ def outcome(case: Case, folder: Path) -> tuple[Outcome, str]:
     except WrongAccept as error:
         seen, words = "wrong accept", str(error)
     except Hang:
-        return "hang", f"more than {PROCESSOR_SECONDS} processor seconds"
+        return "hang", f"more than {PROCESSOR_SECONDS} processor seconds, or {WAITED} of waiting"
     except BaseException as error:
         return "traceback", f"{type(error).__name__}: {error}"
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
     if seen == "refused" and _files(folder) != before:
         return "written", f"{sorted(set(_files(folder)) ^ set(before))[:3]}"
     if seen == "accepted" and case.good is False:
@@ -1039,7 +1043,7 @@ BAD_LINES: tuple[tuple[str, ...], ...] = (
     ("push", "dpo", "--repo", "u/n", "--branch", "../x"), ("push", "dpo", "--repo", ""), ("diff", "runs", "runs", "runs"),
     ("diff", "", ""), ("watch", "extra", "more"), ("watch", "--port", ""), ("watch", "--port", "1e3"),
     ("data", "onpolicy", "--setting", "tiny-spin", "--ranker", "verifiable", "--out", "b.jsonl"),
-    ("data", "onpolicy", "--setting", "tiny", "--samples", "0", "--out", "b.jsonl"), ("data", "onpolicy", "--setting", "tiny"),
+    ("data", "onpolicy", "--setting", "tiny", "--samples", "0", "--out", "b.jsonl"),
     ("data", "inspect", "a-file", "--unit", "nobody"), ("data", "audit", "a-file", "--setting", "nobody"),
     ("list", "nobody"), ("data", "convert", "a-file", "--out", "b.jsonl"), ("data", "audit", "none.jsonl"),
 )  # fmt: skip
@@ -1057,7 +1061,8 @@ def _report_lines(draw: random.Random, folder: Path) -> Iterator[Case]:
     while True:
         line = draw.choice(BAD_LINES)
         noise = draw.choice([(), (), ("--debug",), ("--nobody",)])
-        yield Case(" ".join((*line, *noise))[:90], partial(_invoke, (*line, *noise)))
+        line = (line[0], *noise, *line[1:])  # behind the last option it would be its value
+        yield Case(" ".join(line)[:90], partial(_invoke, line))
 
 
 # ---------------------------------------------------------------- plug-ins

@@ -125,3 +125,15 @@ def test_the_steps_of_a_training_end_before_one_with_another_digit(store: Path) 
     assert [row["loss"] for row in folder.logged()] == [1.5, 2.5] and "seal" not in folder.logged()[0]
     (folder.path / "steps.jsonl").write_text('{"step": 1, "loss": 2}\n[1]\n')  # the first is of an earlier version
     assert folder.logged() == [{"step": 1, "loss": 2}]
+    assert [fault for fault in verify(store).faults if "steps.jsonl" in fault]
+
+
+def test_a_configuration_that_lost_its_last_lines_is_found(store: Path) -> None:
+    path = store / RUN / "config.yaml"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[: len(lines) // 2]))
+    with pytest.raises(CorruptError, match="not those that were written"):
+        _ = RunFolder(store, RUN).config
+    assert [fault for fault in verify(store).faults if str(path) in fault]
+    path.write_text("".join(lines[1:-1]))  # of an earlier version
+    assert RunFolder(store, RUN).config["kind"] == "loss"
