@@ -20,6 +20,7 @@ import json
 import re
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from itertools import zip_longest
 from pathlib import Path
@@ -54,6 +55,7 @@ from pobench.sources import file_digest
 
 SEALED = "# The last line is a digest of those above.\n"  # a configuration's first line, so that a lost last one is missed
 SEALED_BY = "# seal: "  # the beginning of the last line
+VECTORS = "vectors.npz"  # beside `scores.json`, which has its digest
 NODE_NAME = re.compile("[a-z_]+-[0-9a-f]{12}")
 MOST_BRACKETS = 10_000  # of a configuration; those of long searches have some hundreds
 
@@ -260,6 +262,10 @@ class RunFolder:
                     self.read_json(name)
             except CorruptError as error:
                 faults.append(error)
+        with suppress(CorruptError, OSError):
+            scores = self.read_json("scores.json")
+            digest = scores.get("vectors") if isinstance(scores, dict) else None  # protocol 1 stored a list
+            faults += corrupt_files(self.path, {} if digest is None else {VECTORS: digest})
         return faults
 
     def benchmark_results(self) -> list[dict[str, Any]]:

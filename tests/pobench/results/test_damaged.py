@@ -11,7 +11,7 @@ import pytest
 from stores import START, start_run, trained_run, unscored
 
 from pobench.errors import CorruptError, PobenchError
-from pobench.files import read_marker, sealed, write_json
+from pobench.files import read_marker, sealed, sha256_of, write_json
 from pobench.results.frame_files import read_frames, write_frames
 from pobench.results.load import load_frames, open_frames
 from pobench.results.run_folder import RunFolder
@@ -137,3 +137,14 @@ def test_a_configuration_that_lost_its_last_lines_is_found(store: Path) -> None:
     assert [fault for fault in verify(store).faults if str(path) in fault]
     path.write_text("".join(lines[1:-1]))  # of an earlier version
     assert RunFolder(store, RUN).config["kind"] == "loss"
+
+
+@pytest.mark.parametrize("damage", [another_digit, Path.unlink], ids=["another digit", "gone"])
+def test_damaged_vectors_beside_the_scores_are_named(damage: Callable[[Path], object], store: Path) -> None:
+    folder = RunFolder(store, RUN)
+    path = folder.path / "vectors.npz"
+    path.write_bytes(b"0123456789")
+    folder.write_json("scores.json", {"causes": {}, "rows": [], "vectors": sha256_of(path)})
+    assert folder.unread == [] and verify(store).faults == []
+    damage(path)
+    assert [error.path for error in folder.unread] == [path] and [f for f in verify(store).faults if str(path) in f]
