@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pobench.errors import CorruptError, or_fault
-from pobench.files import corrupt_files, listed_files
+from pobench.files import OTHER_BYTES, corrupt_files, listed_files, read_marker, sha256_of
 from pobench.results.earlier_looks import FOLDER as LOOKS
 from pobench.results.earlier_looks import stored_looks
 from pobench.results.run_folder import NODE_NAME, RunFolder, run_names
 from pobench.runs.sampling import line_faults
 from pobench.sources import cache_folder
+from pobench.training import checkpoint
 from pobench.training.density_ratio import DensityRatios
 from pobench.training.reference import ReferenceSums
 
@@ -56,6 +57,7 @@ def verify(runs: Path, advance: Callable[[str], None] = lambda folder: None) -> 
                 listed = {name: digest for name, digest in listed.items() if not name.startswith("model/")}
             folders, files = folders + 1, files + len(listed)
             faults += map(str, corrupt_files(marker.parent, listed))
+        faults += _unfinished(root)
     for folder, load in _of_cache():
         advance(str(folder))
         try:
@@ -63,6 +65,8 @@ def verify(runs: Path, advance: Callable[[str], None] = lambda folder: None) -> 
             folders, files = folders + 1, files + 1
         except CorruptError as error:
             faults.append(str(error))
+    parts = sorted((cache_folder() / "reference").glob("*/part-*.safetensors"))
+    faults += [str(CorruptError(path, OTHER_BYTES)) for path in parts if not path.stem.endswith(sha256_of(path))]
     faults += _samples(runs)
     for folder in sorted(runs.glob(f"*/{LOOKS}")):
         or_fault(faults, partial(stored_looks, runs, folder.parent.name))
@@ -79,6 +83,17 @@ def _of_cache() -> Iterator[tuple[Path, Callable[[Path], object]]]:
         for marker in sorted((cache_folder() / name).glob(f"*/{name}.json")):
             if marker.parent.suffix != ".damaged":
                 yield marker.parent, load
+
+
+def _unfinished(root: Path) -> list[str]:
+    """One line for each damaged file from which an interrupted command goes on: of checkpoints and of shards."""
+    faults: list[str] = []
+    for path in sorted(path for path in root.rglob("checkpoint-*") if path.is_dir()):
+        state = or_fault(faults, partial(checkpoint.about, path))
+        faults += map(str, corrupt_files(path, {} if state is None else state["files"]))
+    for path in sorted(root.rglob(".*.shards/*.json")):
+        or_fault(faults, partial(read_marker, path))
+    return faults
 
 
 def _samples(runs: Path) -> list[str]:

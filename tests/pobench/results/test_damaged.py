@@ -16,6 +16,7 @@ from pobench.results.frame_files import read_frames, write_frames
 from pobench.results.load import load_frames, open_frames
 from pobench.results.run_folder import RunFolder
 from pobench.runs.verify import verify
+from pobench.training import checkpoint
 from tests.faults.damage import another_digit
 
 RUN = "tiny/simpo-aaaaaaaaaaaa"
@@ -148,3 +149,19 @@ def test_damaged_vectors_beside_the_scores_are_named(damage: Callable[[Path], ob
     assert folder.unread == [] and verify(store).faults == []
     damage(path)
     assert [error.path for error in folder.unread] == [path] and [f for f in verify(store).faults if str(path) in f]
+
+
+def test_what_an_interrupted_command_goes_on_from_is_checked(store: Path) -> None:
+    part, saved = store / RUN / ".answers-000000000002.shards/0.json", store / RUN / "checkpoint-1"
+    write_json(part, sealed({"rows": [1]}))
+    saved.mkdir()
+    weights = saved / "weights-1.safetensors"
+    weights.write_bytes(b"0123456789")
+    state = {"step": 1, "content": "", "files": {weights.name: sha256_of(weights)}}
+    (saved / "state.json").write_text(json.dumps({"state": state, "sha256": checkpoint._digest(state)}))
+    assert verify(store).faults == []
+    for file in (part, weights, saved / "state.json"):
+        content = file.read_bytes()
+        another_digit(file)
+        assert len([fault for fault in verify(store).faults if str(file) in fault]) == 1
+        file.write_bytes(content)
