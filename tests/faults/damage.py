@@ -301,7 +301,8 @@ def stored_files(folder: Path) -> dict[str, list[Path]]:
         of_a_model = file.parent.name == "model" and file.name not in OF_A_MODEL
         if of_a_model or any(name.endswith(PASSING) for name in part.parts):
             continue
-        kind = DIGITS.sub("…", "/".join(names.get(name, name) for name in part.parts))
+        own = names if part.parts[0] == "runs" else {}
+        kind = DIGITS.sub("…", "/".join(own.get(name, name) for name in part.parts))
         found.setdefault(kind, []).append(part)
     return found
 
