@@ -152,15 +152,17 @@ def read_marker(path: Path) -> dict[str, Any]:
         raise CorruptError(path, f"it cannot be read ({type(error).__name__})") from error
     if not isinstance(stored, dict):
         raise CorruptError(path, "it holds no mapping")
+    if not isinstance(stored.get("files", {}), dict):
+        raise CorruptError(path, "it lists no files")
     return unsealed(stored, path)
 
 
 def listed_files(marker: Path) -> dict[str, str]:
     """File → sha256, as a marker lists them. Raises CorruptError where it is not what was written, or lists none."""
     files = read_marker(marker).get("files")
-    if not isinstance(files, dict):
+    if files is None:
         raise CorruptError(marker, "it lists no files")
-    return files
+    return dict(files)
 
 
 class MarkedFolder:

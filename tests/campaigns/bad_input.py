@@ -1434,7 +1434,7 @@ def _make_stored(folder: Path) -> dict[Path, tuple[bytes, Callable[[], Any]]]:
     drawn.append([Sample(f"p{i}", 0, f"answer {i}", 3, True) for i in range(3)], (0, 1))
     drawn.gather()
     claim(run, {"a": 1})
-    (run / "answers.jsonl").write_text("{}\n")
+    (run / "answers.jsonl").write_text(dump([{"id": "a"}]))
     finish(run, "answers.jsonl")
     readers: dict[Path, Callable[[], Any]] = {
         sums: lambda: ReferenceSums.load(sums),

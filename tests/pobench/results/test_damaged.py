@@ -165,3 +165,10 @@ def test_what_an_interrupted_command_goes_on_from_is_checked(store: Path) -> Non
         another_digit(file)
         assert len([fault for fault in verify(store).faults if str(file) in fault]) == 1
         file.write_bytes(content)
+
+
+@pytest.mark.parametrize("files", [3, None, "x", [1]])
+def test_a_marker_whose_list_of_files_is_none_is_damaged(files: object, store: Path) -> None:
+    (store / RUN / "trained.json").write_text(json.dumps({"files": files}))
+    assert open_frames(store).left_out == (RUN,)
+    assert [fault for fault in verify(store).faults if "it lists no files" in fault]
