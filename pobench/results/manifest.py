@@ -45,7 +45,7 @@ def causes_of(folder: Path) -> dict[str, Any]:
 
 
 def holds(folder: Path, made_from: Mapping[str, Any], *names: str) -> bool:
-    """Whether these files are finished and made from `made_from`, and all that are finished hold the bytes that were written."""
+    """Whether these files are finished and made from `made_from`, and all that are finished hold what was written."""
     stored, _ = _known(folder)
     files = stored.get("files", {})
     if stored.get("made_from") != dict(made_from) or not set(names) <= set(files):

@@ -53,7 +53,9 @@ from pobench.results.manifest import manifest
 from pobench.settings.job import Job
 from pobench.sources import file_digest
 
-SEALED = "# The last line is a digest of those above.\n"  # a configuration's first line, so that a lost last one is missed
+SEALED = (
+    "# The last line is a digest of those above.\n"  # a configuration's first line, so that a lost last one is missed
+)
 SEALED_BY = "# seal: "  # the beginning of the last line
 VECTORS = "vectors.npz"  # beside `scores.json`, which has its digest
 NODE_NAME = re.compile("[a-z_]+-[0-9a-f]{12}")

@@ -292,8 +292,8 @@ def _sft_task(
 ) -> tuple[tuple[Task, ...], Demonstrations | None]:
     """What makes the start model, where the setting names none that is finished; its conversations are read and stored.
 
-    notes: takes sentences, damaged: files that may not be used. Raises PobenchError where the stage is asked for alone and there
-    is none, or is needed and not asked for.
+    notes: takes sentences, damaged: files that may not be used. Raises PobenchError where the stage is asked for alone and
+    there is none, or is needed and not asked for.
     """
     if job.sft is None:
         if set(stages) == {"sft"}:

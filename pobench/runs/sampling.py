@@ -302,7 +302,9 @@ class _Stored(NamedTuple):
         damaged = ([] if sound else [1]) + [number for number, sample in enumerate(read, start=2) if sample is None]
         faults = []
         if damaged:
-            faults.append(CorruptError(file, f"{len(damaged)} of its lines are not what was written, line {damaged[0]} first"))
+            faults.append(
+                CorruptError(file, f"{len(damaged)} of its lines are not what was written, line {damaged[0]} first")
+            )
         if sound and answers > len(rows):
             faults.append(CorruptError(file, f"{answers - len(rows)} of its lines are gone"))
         return cls(origin if sound else {}, [sample for sample in read if sample is not None], faults)
@@ -334,7 +336,7 @@ def line_faults(file: Path) -> list[CorruptError]:
 
 
 def _mended(file: Path, origin: Mapping[str, Any]) -> list[Sample]:
-    """The samples that can be used. Says what cannot; a file whose first line is damaged, of which nothing can, is set aside."""
+    """The samples that can be used. Says what cannot; a file whose first line is damaged is set aside."""
     stored = _Stored.read(file)
     for fault in stored.faults:
         say(f"{fault}; what it lacks is drawn again")

@@ -26,7 +26,10 @@ from pobench.runs.execute import LOCK, alone
 from pobench.training import checkpoint
 from pobench.workflows.trials import TrialsMerge, merge_trials
 
-DERIVED = {"score.json", "config.yaml"}  # of a benchmark: computed from the verdicts beside it, or no cause; they may differ
+DERIVED = {
+    "score.json",
+    "config.yaml",
+}  # of a benchmark: computed from the verdicts beside it, or no cause; they may differ
 
 
 class Piece(NamedTuple):

@@ -343,7 +343,10 @@ def drawn(seed: int, count: int) -> list[list[Any]]:
 
 
 # ---------------------------------------------------------------- conversations and human answers
-KNOWN = "rabbit owl fox crow beetle hat cap helmet beret jacket coat animals clothes please list the and is a".split()
+OF_TINY = """
+rabbit owl fox crow beetle hat cap helmet beret jacket coat animals clothes please list the and is a
+"""
+KNOWN = tuple(OF_TINY.split())
 
 
 def known(draw: random.Random) -> str:
@@ -430,7 +433,9 @@ def _human_answers(draw: random.Random, folder: Path) -> Iterator[Case]:
     def spoil(draw: random.Random, row: dict[str, Any]) -> str:
         kind = draw.choice(["turn", "content", "no answer", "no list"])
         if kind == "turn":
-            row["messages"][0] = copy.deepcopy(draw.choice((None, 3, "text", [], {}, {"role": "user"}, {"content": "x"})))
+            row["messages"][0] = copy.deepcopy(
+                draw.choice((None, 3, "text", [], {}, {"role": "user"}, {"content": "x"}))
+            )
         elif kind == "content":
             row["messages"][-1]["content"] = copy.deepcopy(draw.choice((None, 3, [], {}, ["x"], {"text": "x"})))
         elif kind == "no answer":
@@ -461,7 +466,9 @@ def _units(draw: random.Random) -> Trains:
     prompts = [" ".join(three) for three in draw.sample(list(itertools.combinations(KNOWN, 3)), 12)]
     pairs = [{"prompt": p, "chosen": f"hat {known(draw)}", "rejected": f"cap {known(draw)}"} for p in prompts]
     rated = [{**pair, "score_chosen": 9.0, "score_rejected": 1.0 + i % 3} for i, pair in enumerate(pairs)]
-    lists = [{"prompt": p, "responses": [f"{k} {known(draw)}" for k in KNOWN[:3]], "scores": [3, 1, 2]} for p in prompts]
+    lists = [
+        {"prompt": p, "responses": [f"{k} {known(draw)}" for k in KNOWN[:3]], "scores": [3, 1, 2]} for p in prompts
+    ]
     tied = [{**row, "scores": [2, 2, 2]} for row in lists]
     singles = [{"prompt": p, "completion": known(draw), "label": i % 2 > 0} for i, p in enumerate(prompts * 2)]
     both = [{**row, "label": i < 12} for i, row in enumerate(singles)]
@@ -1422,7 +1429,10 @@ def _make_stored(folder: Path) -> dict[Path, tuple[bytes, Callable[[], Any]]]:
     from pobench.types import TokenAnswer
 
     sums, ratios = folder / "cache/reference/0123456789ab", folder / "cache/density_ratio/0123456789ab"
-    run, samples = folder / "runs/tiny/dpo-0123456789ab/benchmarks/x/0123456789ab", folder / "runs/tiny/onpolicy-0123456789ab"
+    run, samples = (
+        folder / "runs/tiny/dpo-0123456789ab/benchmarks/x/0123456789ab",
+        folder / "runs/tiny/onpolicy-0123456789ab",
+    )
     for path in (sums, ratios, run, samples):
         path.mkdir(parents=True)
     values = {bytes([i] * 32): -float(i) for i in range(5)}
@@ -1430,7 +1440,9 @@ def _make_stored(folder: Path) -> dict[Path, tuple[bytes, Callable[[], Any]]]:
     answers = [TokenAnswer(str(i), (i,), (i, 2), i % 2 > 0, 1.0) for i in range(6)]
     compute_density_ratios(ratios, answers, lambda prompts: torch.eye(len(prompts)), {"embedder": "w"})
     rows = [{"id": f"p{i}", "prompt": f"say {i}"} for i in range(3)]
-    drawn = Sampling(rows, samples / "pairs.jsonl", {"source": "x", "digest": "y"}, Decoding(5, samples=1, precision="fp32"))
+    drawn = Sampling(
+        rows, samples / "pairs.jsonl", {"source": "x", "digest": "y"}, Decoding(5, samples=1, precision="fp32")
+    )
     drawn.append([Sample(f"p{i}", 0, f"answer {i}", 3, True) for i in range(3)], (0, 1))
     drawn.gather()
     claim(run, {"a": 1})

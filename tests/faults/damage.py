@@ -123,8 +123,8 @@ Again = Callable[
 
 
 class Place(NamedTuple):
-    """again: the command. begin: makes the folder that is damaged; None: the command does. of: a pattern of kinds that are tried
-    here though an earlier folder has them. within: a pattern of those that are tried at all."""
+    """again: the command. begin: makes the folder that is damaged; None: the command does. of: a pattern of kinds that are
+    tried here though an earlier folder has them. within: a pattern of those that are tried at all."""
 
     again: Again
     begin: Again | None = None

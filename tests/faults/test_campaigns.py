@@ -104,7 +104,9 @@ def test_files_that_differ_in_digits_alone_are_of_one_kind_and_rounds_are_told_a
     }  # fmt: skip
 
 
-def test_what_lies_there_only_while_a_command_runs_is_found_and_the_command_can_be_stopped_there(tmp_path: Path) -> None:
+def test_what_lies_there_only_while_a_command_runs_is_found_and_the_command_can_be_stopped_there(
+    tmp_path: Path,
+) -> None:
     def command(folder: Path) -> list[str]:
         for number in range(3):
             write_text(folder / f"runs/part-{number}-of-3.txt", "x")
