@@ -297,17 +297,18 @@ class _Stored(NamedTuple):
             return cls({}, [], [CorruptError(file, "it holds no line")] if file.name.endswith(GATHERED) else [])
         header, *rows = (_row(line, file) for line in lines)
         origin, answers = header.get("samples_of"), header.get("answers", 0)
-        sound = isinstance(origin, dict) and isinstance(answers, int)
+        if not (isinstance(origin, dict) and isinstance(answers, int)):
+            origin, answers = {}, 0
         read = [_sample(row) for row in rows]
-        damaged = ([] if sound else [1]) + [number for number, sample in enumerate(read, start=2) if sample is None]
+        damaged = ([] if origin else [1]) + [number for number, sample in enumerate(read, start=2) if sample is None]
         faults = []
         if damaged:
             faults.append(
                 CorruptError(file, f"{len(damaged)} of its lines are not what was written, line {damaged[0]} first")
             )
-        if sound and answers > len(rows):
+        if answers > len(rows):
             faults.append(CorruptError(file, f"{answers - len(rows)} of its lines are gone"))
-        return cls(origin if sound else {}, [sample for sample in read if sample is not None], faults)
+        return cls(origin, [sample for sample in read if sample is not None], faults)
 
 
 def _sample(row: Mapping[str, Any]) -> Sample | None:
