@@ -70,6 +70,8 @@ def verify(runs: Path, advance: Callable[[str], None] = lambda folder: None) -> 
     faults += _samples(runs)
     for folder in sorted(runs.glob(f"*/{LOOKS}")):
         or_fault(faults, partial(stored_looks, runs, folder.parent.name))
+    for path in sorted(runs.rglob("pair-*/shown.json")):  # a pair of losses has no configuration
+        or_fault(faults, partial(read_marker, path))
     for run in run_names(runs):
         faults += _unread(RunFolder(runs, run))
     faults += _gone(runs)

@@ -172,3 +172,12 @@ def test_a_marker_whose_list_of_files_is_none_is_damaged(files: object, store: P
     (store / RUN / "trained.json").write_text(json.dumps({"files": files}))
     assert open_frames(store).left_out == (RUN,)
     assert [fault for fault in verify(store).faults if "it lists no files" in fault]
+
+
+def test_what_a_pair_of_losses_shows_is_checked(store: Path) -> None:
+    pair = RunFolder(store, "tiny/pair-0123456789ab")
+    pair.path.mkdir()
+    pair.show({"compare": "compare-000000000001"})
+    assert verify(store).faults == []
+    another_digit(pair.path / "shown.json")
+    assert [fault for fault in verify(store).faults if "pair-0123456789ab/shown.json" in fault]
