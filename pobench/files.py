@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar
@@ -112,16 +112,16 @@ def checked_bytes(path: Path, expected: str | None) -> bytes:
     return data
 
 
-def marker_with(path: Path, keys: Collection[str], fault: str) -> dict[str, Any] | None:
-    """The marker of a finished folder, which has at least these keys; None where there is none. Raises CorruptError, in the
-    words of `fault`, for one that is not what was written, or lacks a key."""
+def marker_with(path: Path, keys: Mapping[str, type], fault: str) -> dict[str, Any] | None:
+    """The marker of a finished folder, which has at least these keys with values of these types; None where there is none.
+    Raises CorruptError, in the words of `fault`, for one that is not what was written, or lacks a key."""
     if not path.is_file():
         return None
     try:
         about = read_marker(path)
     except CorruptError:
         about = {}
-    if not set(keys) <= about.keys():
+    if not all(isinstance(about.get(key), kind) for key, kind in keys.items()):
         raise CorruptError(path, fault)
     return about
 
@@ -152,7 +152,17 @@ def read_marker(path: Path) -> dict[str, Any]:
         raise CorruptError(path, f"it cannot be read ({type(error).__name__})") from error
     if not isinstance(stored, dict):
         raise CorruptError(path, "it holds no mapping")
+    if not isinstance(stored.get("files", {}), dict):
+        raise CorruptError(path, "it lists no files")
     return unsealed(stored, path)
+
+
+def listed_files(marker: Path) -> dict[str, str]:
+    """File → sha256, as a marker lists them. Raises CorruptError where it is not what was written, or lists none."""
+    files = read_marker(marker).get("files")
+    if files is None:
+        raise CorruptError(marker, "it lists no files")
+    return dict(files)
 
 
 class MarkedFolder:
@@ -176,7 +186,7 @@ class MarkedFolder:
     def faults(self) -> list[CorruptError]:
         """One error per file whose bytes are not those that were written."""
         try:
-            return corrupt_files(self.path, self.about["files"])
+            return corrupt_files(self.path, listed_files(self.path / self.marker))
         except CorruptError as error:
             return [error]
 

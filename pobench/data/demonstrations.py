@@ -16,7 +16,7 @@ from pobench.data.audit import refuse_unknown, unknown_shares, unknown_text
 from pobench.data.chat import CHECKED, Chat, without_empty_thought
 from pobench.data.column_map import has_meaning, is_empty, left_unread, words_of
 from pobench.data.rows import Fault, Message, refuse
-from pobench.data.turns import template_around
+from pobench.data.turns import is_valid, template_around
 from pobench.errors import PobenchError
 from pobench.files import whole
 from pobench.identity import room_digest
@@ -210,6 +210,10 @@ def _messages(number: int, row: Any) -> list[Message] | Fault:
             name for name in m if name not in ("role", "content") and has_meaning(name) and not is_empty(m[name])
         ]:
             return Fault(number, f"messages[{i}]", f"a message with `{unread[0]}`, which is not read", "")
+        if not is_valid(content):
+            return Fault(number, f"messages[{i}]", "broken UTF-8", "")
+        if role == "user" and not content.strip():
+            return Fault(number, f"messages[{i}]", "a user turn is empty", "")
         if role == "user" and (template := template_around(content)):
             problem = f"text of the chat template {template} inside a turn; store chat messages"
             return Fault(number, f"messages[{i}]", problem, repr(content)[:40])

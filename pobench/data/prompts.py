@@ -6,7 +6,7 @@ from typing import Any
 
 from pobench.data.column_map import has_meaning, is_empty, left_unread
 from pobench.data.rows import Fault, _kind, _short, messages, read_rows
-from pobench.data.turns import template_around
+from pobench.data.turns import is_valid, template_around
 from pobench.errors import PobenchError
 from pobench.settings.schema import AnswersConfig
 from pobench.sources import fetch_rows
@@ -69,7 +69,7 @@ def _turn_fault(turns: list[dict[str, str]]) -> str:
     """Why nobody could answer these turns; "" if one could."""
     if strange := [turn["role"] for turn in turns if turn["role"] not in ("system", "user", "assistant")]:
         return f"unknown role; got {strange[0]!r}; allowed system, user, assistant"
-    if not all(_is_valid(turn["content"]) for turn in turns):
+    if not all(is_valid(turn["content"]) for turn in turns):
         return "broken UTF-8"
     last = turns[-1]
     if last["role"] != "user":
@@ -83,11 +83,6 @@ def _column_fault(row: dict[str, Any], turns: list[dict[str, str]]) -> str:
     """Which column changes what is asked and is not read; "" if there is none."""
     name = left_unread(row, ("prompt", "messages"), "\n".join(turn["content"] for turn in turns))
     return f"`{name}` changes what is asked and is not read; put its words into `prompt`" if name else ""
-
-
-def _is_valid(text: str) -> bool:
-    """Whether a text can be encoded."""
-    return not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def _is_prompt(value: Any) -> bool:

@@ -144,3 +144,8 @@ def _turns(text: str, markup: Markup) -> list[Message]:
             content = content[system.end() :]
         turns.append(Message(role, content.strip()))
     return turns
+
+
+def is_valid(text: str) -> bool:
+    """Whether a text can be encoded."""
+    return not any("\ud800" <= c <= "\udfff" for c in text)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -18,12 +18,20 @@ from pobench.data.chat import Chat, load_tokenizer
 from pobench.data.rows import Prompt, messages
 from pobench.errors import PobenchError
 from pobench.judging.pairwise import Comparison, Progress, Verdict
-from pobench.judging.weights import Precision, Weights, batches
+from pobench.judging.weights import Precision, Weights, batches, longest
+from pobench.model.load import refuse_not_finite
 from pobench.registry import register_judge
 from pobench.settings.schema import Count
 from pobench.sources import read_config, weights_fault
 
 KIND = "AutoModelForSequenceClassification"
+
+
+class Reward(NamedTuple):
+    """value: in the model's own unit; nan where there is none. error: why."""
+
+    value: float
+    error: str = ""
 
 
 class RewardModel:
@@ -62,6 +70,7 @@ class RewardModel:
         unknown = {name for name in loading_info["unexpected_keys"] if not name.startswith("lm_head.")}
         if fault := weights_fault({**loading_info, "unexpected_keys": unknown}):
             raise PobenchError(f"{self.name!r} is no reward model: {fault}")
+        refuse_not_finite(model, f"reward model {self.name!r}")
         if model.config.pad_token_id is None:
             model.config.pad_token_id = self.chat.tokenizer.pad_token_id
         return model.to(w.device).eval()
@@ -71,21 +80,26 @@ class RewardModel:
         return Chat(load_tokenizer(self.weights.folder, trust_remote_code=self.weights.trust_remote_code))
 
     def score(self, row: Mapping[str, Any], text: str, finished: bool = True) -> float:
-        """The raw reward of one answer; nan if prompt and answer are longer than the model reads."""
+        """The raw reward of one answer; nan if prompt and answer are longer than the model reads, or its numbers
+        overflow."""
         return self.rewards([(row["prompt"], text)])[0]
 
-    @torch.inference_mode()
     def rewards(self, answers: Sequence[tuple[Prompt, str]], progress: Progress | None = None) -> list[float]:
         """The raw reward of each (prompt, answer), in order: `score` for many answers at once."""
+        return [reward.value for reward in self._read(answers, progress)]
+
+    @torch.inference_mode()
+    def _read(self, answers: Sequence[tuple[Prompt, str]], progress: Progress | None = None) -> list[Reward]:
         rows = [self._tokens(prompt, text) for prompt, text in answers]
-        values = [math.nan] * len(rows)
+        limit = longest(self.model)
+        found = [Reward(math.nan, f"{len(row)} tokens; the model reads {limit}") for row in rows]
         for places in batches(rows, self.batch_size, self.model, progress):
             rewards = self._batch([rows[i] for i in places])
             if not self._trusted and len(places) > 1:
                 self._trusted = self._check_batch([rows[i] for i in places], rewards)
             for i, reward in zip(places, rewards, strict=True):
-                values[i] = reward
-        return values
+                found[i] = _finite(reward)
+        return found
 
     def _batch(self, rows: Sequence[tuple[int, ...]]) -> list[float]:
         """The rewards of one batch, padded on the right: a token then has the position that it has alone, and no token of a
@@ -118,8 +132,8 @@ class RewardModel:
     def judge_many(self, comparisons: Sequence[Comparison], progress: Progress | None = None) -> list[Verdict]:
         """The verdict σ(r_b − r_a) of each comparison; the same in both orders."""
         distinct = {_key(c.prompt, text): (c.prompt, text) for c in comparisons for text in (c.a, c.b)}
-        reward = dict(zip(distinct, self.rewards(list(distinct.values()), progress), strict=True))
-        return [_verdict(reward[_key(c.prompt, c.b)] - reward[_key(c.prompt, c.a)]) for c in comparisons]
+        reward = dict(zip(distinct, self._read(list(distinct.values()), progress), strict=True))
+        return [_verdict(reward[_key(c.prompt, c.a)], reward[_key(c.prompt, c.b)]) for c in comparisons]
 
     def judge(self, prompt: Prompt, a: str, b: str) -> float:
         """P(b is better)."""
@@ -133,9 +147,16 @@ def _key(prompt: Prompt, text: str) -> str:
     return repr((messages(prompt), text))
 
 
-def _verdict(difference: float) -> Verdict:
-    if math.isnan(difference):
-        return Verdict(math.nan, error="longer than the model reads")
+def _finite(value: float) -> Reward:
+    if math.isfinite(value):
+        return Reward(value)
+    return Reward(math.nan, f"the model computes a reward of {value}; another precision may hold its numbers")
+
+
+def _verdict(a: Reward, b: Reward) -> Verdict:
+    if error := a.error or b.error:
+        return Verdict(math.nan, error=error)
+    difference = b.value - a.value
     p = 1 / (1 + math.exp(-difference)) if difference >= 0 else 1 - 1 / (1 + math.exp(difference))
     return Verdict(p, p, p)
 

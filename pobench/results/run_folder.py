@@ -20,6 +20,7 @@ import json
 import re
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from itertools import zip_longest
 from pathlib import Path
@@ -32,6 +33,7 @@ from pobench.columns import FRAMES
 from pobench.errors import CorruptError, PobenchError, nearest
 from pobench.files import (
     OTHER_BYTES,
+    SEAL,
     MarkedFolder,
     checked_bytes,
     corrupt_files,
@@ -51,7 +53,11 @@ from pobench.results.manifest import manifest
 from pobench.settings.job import Job
 from pobench.sources import file_digest
 
-SEALED_BY = "# seal: "  # the beginning of a configuration's last line, which holds a digest of those above
+SEALED = (
+    "# The last line is a digest of those above.\n"  # a configuration's first line, so that a lost last one is missed
+)
+SEALED_BY = "# seal: "  # the beginning of the last line
+VECTORS = "vectors.npz"  # beside `scores.json`, which has its digest
 NODE_NAME = re.compile("[a-z_]+-[0-9a-f]{12}")
 MOST_BRACKETS = 10_000  # of a configuration; those of long searches have some hundreds
 
@@ -218,7 +224,7 @@ class RunFolder:
         """Write `config.yaml`: every value, and the origin of each that is not a default. start: the start model's run."""
         about = {"kind": kind, "protocol": PROTOCOL, "start": start, **job.provenance(), "origin": dict(job.origin)}
         values = {**job.values(), **about, **job.facts_of_round()}
-        text, path = yaml.safe_dump(values, sort_keys=False, allow_unicode=True), self.path / "config.yaml"
+        text, path = SEALED + yaml.safe_dump(values, sort_keys=False, allow_unicode=True), self.path / "config.yaml"
         text += f"{SEALED_BY}{_sha256(text)}\n"
         if not path.is_file() or path.read_bytes() != text.encode():
             write_text(path, text)
@@ -230,7 +236,7 @@ class RunFolder:
         try:
             text = path.read_bytes().decode("utf-8")
             above, mark, seal = text.rpartition(SEALED_BY)
-            if mark and seal.strip() != _sha256(above):
+            if (mark and seal.strip() != _sha256(above)) or (text.startswith(SEALED) and not mark):
                 raise CorruptError(path, OTHER_BYTES)
             return copy.deepcopy(_parsed(text))
         except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
@@ -258,6 +264,10 @@ class RunFolder:
                     self.read_json(name)
             except CorruptError as error:
                 faults.append(error)
+        with suppress(CorruptError, OSError):
+            scores = self.read_json("scores.json")
+            digest = scores.get("vectors") if isinstance(scores, dict) else None  # protocol 1 stored a list
+            faults += corrupt_files(self.path, {} if digest is None else {VECTORS: digest})
         return faults
 
     def benchmark_results(self) -> list[dict[str, Any]]:
@@ -295,11 +305,11 @@ class RunFolder:
 
     def log_step(self, row: Mapping[str, Any]) -> None:
         with (self.path / "steps.jsonl").open("a") as file:
-            file.write(json.dumps(nan_as_null(row)) + "\n")
+            file.write(json.dumps(sealed(nan_as_null(row))) + "\n")
 
     def rewind_steps(self, step: int) -> None:
         """Remove the rows after `step`, and a last line that a kill cut short."""
-        kept = [json.dumps(row) for row in self.logged() if row["step"] <= step]
+        kept = [json.dumps(sealed(row)) for row in self.logged() if row["step"] <= step]
         write_text(self.path / "steps.jsonl", "".join(line + "\n" for line in kept))
 
     def steps(self) -> list[dict[str, Any]]:
@@ -314,12 +324,13 @@ class RunFolder:
         return rows
 
     def logged(self) -> list[dict[str, Any]]:
-        """The rows of `steps.jsonl` as they stand, up to one that a kill cut short."""
-        path, rows = self.path / "steps.jsonl", []
-        for line in path.read_text().splitlines() if path.is_file() else ():
+        """The rows of `steps.jsonl`, up to one that a kill cut short or that is not what was written."""
+        path, rows = self.path / "steps.jsonl", list[dict[str, Any]]()
+        for line in path.read_bytes().splitlines() if path.is_file() else ():
             try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:  # the last line of a killed run
+                row = json.loads(line)
+                rows.append(unsealed(row if isinstance(row, dict) else {SEAL: None}, path))
+            except (ValueError, CorruptError):
                 break
         return rows
 

@@ -20,11 +20,10 @@ from pobench.files import checked_bytes, nan_as_null, write_bytes
 from pobench.identity import PROTOCOL, code_digest
 from pobench.results import metrics, vectors
 from pobench.results.index import Entry, Home, homes_of, read_entry
-from pobench.results.run_folder import RunFolder
+from pobench.results.run_folder import VECTORS, RunFolder
 from pobench.results.vectors import Vectors
 
 FRAMES = ("heldout", "answers", "verdicts")
-VECTORS = "vectors.npz"
 DISTINCT: dict[str, list[tuple[str, ...]]] = {
     "heldout": [("pair",)],
     "answers": [("prompt", "kind", "topic")],

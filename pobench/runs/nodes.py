@@ -7,7 +7,7 @@ bytes are those that were written and its model is the one that the run has now.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 
 from pobench.composition import folder_name
 from pobench.errors import CorruptError
-from pobench.files import read_marker
+from pobench.files import read_marker, refuse_corrupt
 from pobench.identity import PROTOCOL, changed, name_of
 from pobench.registry import get_loss, judges
 from pobench.results.run_folder import NodeFolder, RunFolder
@@ -238,6 +238,7 @@ class Layout:
             losses = [task for task in tasks if task.kind == "loss"]
             sets = [(t, which) for t in losses for which in reference.sets_of(t.job, t.kind, stage_list.DEFAULT)]
             read += [(task, which) for task, which in sets if f"reference:{which}" in task.nodes]
+        self._note_unread(tasks, {_sums_folder(t.nodes[f"reference:{which}"]) for t, which in read})
         passes: dict[str, Task] = {}
         for task, which in read:
             node = task.nodes[f"reference:{which}"]
@@ -278,6 +279,24 @@ class Layout:
                 nodes, ratios = {density_ratio.NODE: node}, {density_ratio.NAME: folder}
                 made[folder] = replace(new, nodes=nodes, references=ratios)
         return list(made.values())
+
+    def _note_unread(self, tasks: Sequence[Task], read: Collection[Path]) -> None:
+        """Note damaged sums and ratios of these tasks that nothing which is left reads. read: the sums that something does."""
+        read = {*read, *(folder for task in tasks for folder in task.references.values())}
+        markers: dict[Path, Callable[[Path], Mapping[str, Any] | None]] = {}
+        for task in tasks:
+            for name, node in task.nodes.items():
+                if name == density_ratio.NODE:
+                    markers[density_ratio.folder_of(node)] = about_density_ratio
+                elif name.startswith("reference:"):
+                    markers[_sums_folder(node)] = about_reference
+        for folder in sorted(markers.keys() - read):
+            try:
+                if (about := markers[folder](folder)) is not None:
+                    refuse_corrupt(folder, {about["file"]: about["sha256"]})
+            except CorruptError as error:
+                self.notes.append(f"{error}; it is set aside, and computed again when a run reads it")
+                self.damaged.append(folder)
 
     def _ratios_there(self, folder: Path) -> bool:
         """Whether density ratios are stored, with the bytes that were written."""

@@ -46,10 +46,13 @@ from pobench.runs.stages import reference
 from pobench.runs.start_model import (
     STAGES_ROOT,
     base_model,
+    is_made,
+    mend_demonstrations,
     model_at_hand,
     not_made,
     prepare_stage,
     read_demonstrations,
+    stage_faults,
     stage_folder,
 )
 from pobench.runs.task import Task, benchmarks_of
@@ -146,8 +149,8 @@ def make_plan(
     _check(jobs, runs, stages, opponents, dry)
     if like is None and (folder := model_at_hand(job)) is not None:
         check_model(folder, trust_remote_code=job.model.trust_remote_code)
-    first, demonstrations = _sft_task(job, stages, plugins, dry)
     notes, broken = [*left_out], list[Path]()
+    first, demonstrations = _sft_task(job, stages, plugins, dry, notes, broken)
     if "onpolicy" in stages:
         own, _ = pairs_task(job, runs, plugins, dry, notes, broken)
         first = (*first, own)
@@ -285,11 +288,12 @@ def _unrated(items: str, ratings: Ratings) -> str:
 
 
 def _sft_task(
-    job: Job, stages: tuple[str, ...], plugins: tuple[str, ...], dry: bool
+    job: Job, stages: tuple[str, ...], plugins: tuple[str, ...], dry: bool, notes: list[str], damaged: list[Path]
 ) -> tuple[tuple[Task, ...], Demonstrations | None]:
     """What makes the start model, where the setting names none that is finished; its conversations are read and stored.
 
-    Raises PobenchError where the stage is asked for alone and there is none, or is needed and not asked for.
+    notes: takes sentences, damaged: files that may not be used. Raises PobenchError where the stage is asked for alone and
+    there is none, or is needed and not asked for.
     """
     if job.sft is None:
         if set(stages) == {"sft"}:
@@ -302,13 +306,18 @@ def _sft_task(
         unnamed = Task(job, "sft", home, "not-made", ("sft",), home / "not-made", plugins=plugins)
         return ((unnamed,) if "sft" in stages else ()), None
     folder = stage_folder(job, remember=not dry)
-    finished = folder.trained is not None
+    faults, finished = stage_faults(folder), is_made(folder)
     if "sft" not in stages:
         if not (finished or dry):
-            raise PobenchError(not_made(job))
+            raise PobenchError("\n".join([*map(str, faults), not_made(job)]))
         return (), None
+    if faults:
+        notes += [f"{fault}; the start model is made again" for fault in faults]
+        damaged.append(folder.path / "trained.json")
     task = Task(job, "sft", home, folder.run, () if finished else ("sft",), folder.path, plugins=plugins)
     if finished:
+        if not dry:
+            mend_demonstrations(job, folder)
         return (task,), None
     return (task,), read_demonstrations(job) if dry else prepare_stage(job)[1]
 

@@ -22,7 +22,7 @@ from pobench.runs.content import Pairs, find_pairs, with_reach
 from pobench.runs.cost import is_local
 from pobench.runs.nodes import Layout
 from pobench.runs.onpolicy import MadePairs, OwnPairs, ask, decoding_of, recipe_of, speaker_of
-from pobench.runs.start_model import base_model, model_at_hand, stage_folder
+from pobench.runs.start_model import base_model, is_made, model_at_hand, stage_folder
 from pobench.runs.task import Task
 from pobench.settings.job import Job, Round
 from pobench.sources import weights_digest
@@ -117,7 +117,7 @@ def _is_made(job: Job, dry: bool) -> bool:
     """Whether the model that answers is there."""
     if job.round.model:
         return Path(job.round.model).is_dir()
-    return job.sft is None or stage_folder(job, remember=not dry).trained is not None
+    return job.sft is None or is_made(stage_folder(job, remember=not dry))
 
 
 # ---------------------------------------------------------------- rounds

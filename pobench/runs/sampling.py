@@ -7,6 +7,7 @@ The samples are stored beside the pairs in `<name>.samples.jsonl`, so pairs can 
 appends finished batches to its own part file; gathering then merges all parts in the order of the prompts. So an
 interrupted command continues where it stopped, with any number of processes, and ends in the same bytes.
 `<name>.recipe.json` records how samples and pairs were made.
+Every line of samples holds a digest of its own: one that is damaged is drawn again, and no other.
 """
 
 from __future__ import annotations
@@ -20,22 +21,24 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import asdict
 from operator import methodcaller
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from pobench.data.chat import Chat
 from pobench.data.order import split_by_prompt, text_key
 from pobench.data.rows import Message, messages
-from pobench.errors import PobenchError
-from pobench.files import write_text
+from pobench.errors import CorruptError, PobenchError
+from pobench.files import sealed, unsealed, write_text
 from pobench.judging import PairwiseJudge, PointwiseJudge
 from pobench.judging.pairwise import Progress
 from pobench.judging.ranking import HumanOverOwn, Ranked, ReadAll, Row, Sample, best_against_worst, human_over_own
 from pobench.locks import HeldError, hold
 from pobench.model.generate import Decoding, generate_batches
+from pobench.printing import say
 from pobench.progress import progress
 from pobench.settings.schema import ANSWERED_TOGETHER
 
 Judge = PointwiseJudge | PairwiseJudge
+GATHERED = ".samples.jsonl"  # the ending of the file of all samples, which is written whole
 Made = TypeVar("Made", Ranked, HumanOverOwn)
 
 
@@ -61,7 +64,7 @@ class Sampling:
 
     @property
     def file(self) -> Path:
-        return self.out.with_suffix(".samples.jsonl")
+        return self.out.with_suffix(GATHERED)
 
     @property
     def total(self) -> int:
@@ -70,24 +73,24 @@ class Sampling:
 
     def read(self) -> list[Sample]:
         """The gathered samples, in the order of the prompts."""
-        return _read(self.file, self.origin) if self.file.is_file() else []
+        return _of_origin(_Stored.read(self.file), self.file, self.origin) if self.file.is_file() else []
 
     def gather(self) -> list[Sample]:
         """Merge the part files of all processes into one file; returns all samples.
 
-        Raises PobenchError for a file without samples, or with samples of another model, other prompts or settings.
+        Lines that are not what was written are left out, with a sentence, and drawn again. Raises PobenchError for a file
+        without samples, or with samples of another model, other prompts or settings.
         """
         parts = sorted(self.out.parent.glob(f"{glob.escape(self.out.stem)}.samples.*-of-*.jsonl"))
-        by_key = {(s.id, s.sample): s for file in parts for s in _read(file, self.origin)} | {
-            (s.id, s.sample): s for s in self.read()
-        }
+        gathered = [self.file] if self.file.is_file() else []
+        by_key = {(s.id, s.sample): s for file in [*parts, *gathered] for s in _mended(file, self.origin)}
         place = {row["id"]: i for i, row in enumerate(self.rows)}
         samples = sorted(by_key.values(), key=lambda s: (place[s.id], s.sample))
         if parts or not self.file.is_file():
-            lines = [{"samples_of": self.origin}, *(sample._asdict() for sample in samples)]
-            write_text(self.file, "".join(map(_line, lines)))
+            lines = [{"samples_of": self.origin, "answers": len(samples)}, *(s._asdict() for s in samples)]
+            write_text(self.file, "".join(_line(sealed(line)) for line in lines))
         for part in parts:
-            part.unlink()
+            part.unlink(missing_ok=True)
         return samples
 
     def answers(self) -> list[tuple[Row, Sample]]:
@@ -100,7 +103,7 @@ class Sampling:
         part = self.out.with_suffix(f".samples.{share[0]}-of-{share[1]}.jsonl")
         lines = [] if part.is_file() else [{"samples_of": self.origin}]
         with part.open("a", encoding="utf-8") as stream:
-            stream.write("".join(map(_line, [*lines, *(sample._asdict() for sample in samples)])))
+            stream.write("".join(_line(sealed(line)) for line in [*lines, *(sample._asdict() for sample in samples)]))
             stream.flush()
             os.fsync(stream.fileno())
 
@@ -276,17 +279,78 @@ def prompt_key(prompt: Any) -> str:
     return text_key(Message(m["role"], m["content"]) for m in messages(prompt))
 
 
-def _read(file: Path, origin: Mapping[str, Any]) -> list[Sample]:
-    """The samples of one file, without a last line that a killed process left incomplete."""
-    complete_lines = file.read_text(encoding="utf-8").rpartition("\n")[0]
-    if not complete_lines:
-        return []
+class _Stored(NamedTuple):
+    """What a file of samples holds. origin: {} where its first line is damaged or absent. faults: one where lines are not what
+    was written, and one where some are gone."""
+
+    origin: Mapping[str, Any]
+    samples: list[Sample]
+    faults: list[CorruptError]
+
+    @classmethod
+    def read(cls, file: Path) -> _Stored:
+        """Without a last line that a killed process left incomplete. Raises CorruptError for another kind of file."""
+        lines = file.read_bytes().split(b"\n")[:-1]  # an answer may contain other line ends
+        if lines and b'"samples_of"' not in lines[0]:
+            raise CorruptError(file, "it is no file of samples; remove it to start again")
+        if not lines:
+            return cls({}, [], [CorruptError(file, "it holds no line")] if file.name.endswith(GATHERED) else [])
+        header, *rows = (_row(line, file) for line in lines)
+        origin, answers = header.get("samples_of"), header.get("answers", 0)
+        if not (isinstance(origin, dict) and isinstance(answers, int)):
+            origin, answers = {}, 0
+        read = [_sample(row) for row in rows]
+        damaged = ([] if origin else [1]) + [number for number, sample in enumerate(read, start=2) if sample is None]
+        faults = []
+        if damaged:
+            faults.append(
+                CorruptError(file, f"{len(damaged)} of its lines are not what was written, line {damaged[0]} first")
+            )
+        if answers > len(rows):
+            faults.append(CorruptError(file, f"{answers - len(rows)} of its lines are gone"))
+        return cls(origin, [sample for sample in read if sample is not None], faults)
+
+
+def _sample(row: Mapping[str, Any]) -> Sample | None:
+    """None for a row that is none."""
+    kinds = {"id": str, "sample": int, "text": str, "tokens": int, "finished": bool}
+    if row.keys() != kinds.keys() or not all(type(row[name]) is kind for name, kind in kinds.items()):
+        return None
+    return Sample(**row)
+
+
+def _row(line: bytes, file: Path) -> dict[str, Any]:
+    """The mapping in a line; {} where it is not what was written. Earlier versions wrote no seals."""
     try:
-        header, *rows = map(json.loads, complete_lines.split("\n"))  # an answer may contain other line separators
-        header_origin = header["samples_of"]
-        samples = [Sample(**row) for row in rows]
-    except (ValueError, KeyError, TypeError) as error:
-        raise PobenchError(f"{str(file)!r} is no file of samples ({error}); remove it to start again") from error
+        row = json.loads(line)
+        return unsealed(row, file) if isinstance(row, dict) else {}
+    except (ValueError, RecursionError, CorruptError):
+        return {}
+
+
+def line_faults(file: Path) -> list[CorruptError]:
+    """What is damaged of a file of samples."""
+    try:
+        return _Stored.read(file).faults
+    except CorruptError as error:
+        return [error]
+
+
+def _mended(file: Path, origin: Mapping[str, Any]) -> list[Sample]:
+    """The samples that can be used. Says what cannot; a file whose first line is damaged is set aside."""
+    stored = _Stored.read(file)
+    for fault in stored.faults:
+        say(f"{fault}; what it lacks is drawn again")
+    if stored.faults and not stored.origin:
+        file.replace(file.with_name(f"{file.name}.damaged"))
+    return _of_origin(stored, file, origin)
+
+
+def _of_origin(stored: _Stored, file: Path, origin: Mapping[str, Any]) -> list[Sample]:
+    """The stored samples. Raises PobenchError where they were drawn otherwise."""
+    if not stored.origin:
+        return []
+    samples, header_origin = stored.samples, stored.origin
     differing = sorted(k for k in origin if json.loads(json.dumps(origin[k])) != header_origin.get(k))
     if differing:
         was, now = ({k: side.get(k) for k in differing} for side in (header_origin, origin))

@@ -20,7 +20,7 @@ from pobench.data.demonstrations import Demonstrations, reader_digest, tokenise
 from pobench.data.prepare import demonstration_rows
 from pobench.data.rows import read_rows
 from pobench.errors import CorruptError, PobenchError, reason_of
-from pobench.files import read_marker, refuse_corrupt, sha256_of, whole
+from pobench.files import corrupt_files, read_marker, refuse_corrupt, sha256_of, whole
 from pobench.identity import PROTOCOL, name_of
 from pobench.model.device import make_accelerator
 from pobench.model.flex import use_flex
@@ -32,7 +32,7 @@ from pobench.progress import progress
 from pobench.results.run_folder import RunFolder
 from pobench.settings.job import Job
 from pobench.settings.schema import SftConfig
-from pobench.sources import cache_folder, cached_model, fetch_model, rows_digest, weights_digest
+from pobench.sources import cache_folder, cached_model, fetch_model, file_digest, rows_digest, weights_digest
 from pobench.training import checkpoint, leaving
 from pobench.training.sft import batches, learn
 
@@ -51,6 +51,19 @@ def start_model(job: Job) -> Path:
     for fault in folder.corrupt_weights():
         raise fault
     return folder.path / "model"
+
+
+def stage_faults(folder: RunFolder) -> list[CorruptError]:
+    """Why a finished stage is none: its marker, or weights other than it wrote. Digests of large files are remembered."""
+    try:
+        return folder.corrupt_weights(read=False)
+    except CorruptError as error:
+        return [error]
+
+
+def is_made(folder: RunFolder) -> bool:
+    """Whether the stage has finished, and its model is what it wrote."""
+    return not stage_faults(folder) and folder.trained is not None
 
 
 def not_made(job: Job) -> str:
@@ -133,6 +146,18 @@ def prepare_stage(job: Job) -> tuple[RunFolder, Demonstrations]:
     digests = {path.name: sha256_of(path) for path in sorted(folder.path.glob("demonstrations.*"))}
     folder.write_json(READ, {"files": digests})
     return folder, made
+
+
+def mend_demonstrations(job: Job, folder: RunFolder) -> None:
+    """Read the conversations of a finished stage again, where what is stored of them is damaged."""
+    if not folder.has(READ):  # of earlier versions
+        return
+    try:
+        faults = corrupt_files(folder.path, read_marker(folder.path / READ)["files"], file_digest)
+    except CorruptError as error:
+        faults = [error]
+    if faults:
+        prepare_stage(job)
 
 
 def stored_demonstrations(folder: RunFolder) -> Demonstrations:

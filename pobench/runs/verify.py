@@ -1,23 +1,30 @@
-"""Compares every stored file with the digest that was written beside it: run folders, token pairs, reference sums."""
+"""Compares every stored file with the digest that was written beside it: run folders, token pairs, samples, benchmarks,
+reference sums."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pobench.errors import CorruptError, or_fault
-from pobench.files import corrupt_files, read_marker
+from pobench.files import OTHER_BYTES, corrupt_files, listed_files, read_marker, sha256_of
+from pobench.results.earlier_looks import FOLDER as LOOKS
+from pobench.results.earlier_looks import stored_looks
 from pobench.results.run_folder import NODE_NAME, RunFolder, run_names
+from pobench.runs.sampling import line_faults
 from pobench.sources import cache_folder
+from pobench.training import checkpoint
 from pobench.training.density_ratio import DensityRatios
-from pobench.training.reference import ReferenceSums, about_reference
+from pobench.training.reference import ReferenceSums
 
 MARKERS = (
     "trained.json",
     "node.json",
     "data.json",
     "read.json",
+    "manifest.json",
 )  # each holds {"files": path below its folder → sha256}
 
 
@@ -42,10 +49,7 @@ def verify(runs: Path, advance: Callable[[str], None] = lambda folder: None) -> 
         for marker in sorted(p for name in MARKERS for p in root.rglob(name) if p.parent.suffix != ".damaged"):
             advance(str(marker.parent))
             try:
-                listed: Mapping[str, Any] = read_marker(marker)["files"]
-            except KeyError:
-                faults.append(str(CorruptError(marker, "it lists no files")))
-                continue
+                listed = listed_files(marker)
             except CorruptError as error:
                 faults.append(str(error))
                 continue
@@ -53,27 +57,53 @@ def verify(runs: Path, advance: Callable[[str], None] = lambda folder: None) -> 
                 listed = {name: digest for name, digest in listed.items() if not name.startswith("model/")}
             folders, files = folders + 1, files + len(listed)
             faults += map(str, corrupt_files(marker.parent, listed))
-    references = sorted((cache_folder() / "reference").glob("*/reference.json"))
-    for marker in [path for path in references if path.parent.suffix != ".damaged"]:
-        advance(str(marker.parent))
+        faults += _unfinished(root)
+    for folder, load in _of_cache():
+        advance(str(folder))
         try:
-            if about_reference(marker.parent) is not None:
-                ReferenceSums.load(marker.parent)
-                folders, files = folders + 1, files + 1
-        except CorruptError as error:
-            faults.append(str(error))
-    for marker in sorted((cache_folder() / "density_ratio").glob("*/density_ratio.json")):
-        advance(str(marker.parent))
-        try:
-            DensityRatios.load(marker.parent)
+            load(folder)
             folders, files = folders + 1, files + 1
         except CorruptError as error:
             faults.append(str(error))
+    parts = sorted((cache_folder() / "reference").glob("*/part-*.safetensors"))
+    faults += [str(CorruptError(path, OTHER_BYTES)) for path in parts if not path.stem.endswith(sha256_of(path))]
+    faults += _samples(runs)
+    for folder in sorted(runs.glob(f"*/{LOOKS}")):
+        or_fault(faults, partial(stored_looks, runs, folder.parent.name))
+    for path in sorted(runs.rglob("pair-*/shown.json")):  # a pair of losses has no configuration
+        or_fault(faults, partial(read_marker, path))
     for run in run_names(runs):
         faults += _unread(RunFolder(runs, run))
     faults += _gone(runs)
     unsigned = sorted(str(p.parent) for p in runs.rglob("finished.json") if not (p.parent / "shown.json").is_file())
     return Verified(folders, files, faults, unsigned)
+
+
+def _of_cache() -> Iterator[tuple[Path, Callable[[Path], object]]]:
+    """The finished folders of reference sums and of density ratios, each with what reads it."""
+    for name, load in (("reference", ReferenceSums.load), ("density_ratio", DensityRatios.load)):
+        for marker in sorted((cache_folder() / name).glob(f"*/{name}.json")):
+            if marker.parent.suffix != ".damaged":
+                yield marker.parent, load
+
+
+def _unfinished(root: Path) -> list[str]:
+    """One line for each damaged file from which an interrupted command goes on: of checkpoints and of shards."""
+    faults: list[str] = []
+    for path in sorted(path for path in root.rglob("checkpoint-*") if path.is_dir()):
+        state = or_fault(faults, partial(checkpoint.about, path))
+        faults += map(str, corrupt_files(path, {} if state is None else state["files"]))
+    for path in sorted(root.rglob(".*.shards/*.json")):
+        or_fault(faults, partial(read_marker, path))
+    return faults
+
+
+def _samples(runs: Path) -> list[str]:
+    """One line for each file of samples that holds other lines than were written, or is gone from beside its pairs."""
+    faults = [str(fault) for file in sorted(runs.glob("*/onpolicy-*/*.samples*.jsonl")) for fault in line_faults(file)]
+    pairs = sorted(runs.glob("*/onpolicy-*/pairs-*/pairs.jsonl"))
+    expected = dict.fromkeys(path.parent.with_name("pairs.samples.jsonl") for path in pairs)
+    return faults + [str(CorruptError(path, "the file is gone")) for path in expected if not path.is_file()]
 
 
 def _gone(runs: Path) -> list[str]:
@@ -90,4 +120,8 @@ def _unread(folder: RunFolder) -> list[str]:
     faults: list[str] = []
     or_fault(faults, lambda: folder.config)
     or_fault(faults, lambda: folder.shown)
+    steps = folder.path / "steps.jsonl"
+    if steps.is_file() and not folder.has("trained.json"):  # else its marker has their digest
+        whole, read = steps.read_bytes().count(b"\n"), len(folder.logged())
+        faults += [str(CorruptError(steps, f"line {read + 1} is not what was written"))] if read < whole else []
     return [*faults, *map(str, folder.unread)]

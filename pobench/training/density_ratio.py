@@ -85,7 +85,7 @@ class DensityRatios:
 
 def about_density_ratio(folder: Path) -> dict[str, Any] | None:
     """The marker of a finished folder; None if the ratios are not computed. Raises CorruptError for one that cannot be read."""
-    needed = {"causes", "facts", "file", "sha256"}
+    needed = {"causes": dict, "facts": dict, "file": str, "sha256": str}
     return marker_with(folder / MARKER, needed, f"it does not describe density ratios; {ANEW}")
 
 

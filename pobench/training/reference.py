@@ -97,7 +97,8 @@ class ReferenceSums:
             if about is None:
                 raise PobenchError(f"{str(folder)!r} holds no finished reference sums: {MARKER} is not there")
             arithmetics.add(about["arithmetic"])
-            seconds += math.nan if about.get("seconds") is None else about["seconds"]
+            took = about.get("seconds")
+            seconds += took if isinstance(took, int | float) else math.nan
             values.update(_stored(folder / about["file"], about["sha256"]))
         if len(arithmetics) != 1:
             raise PobenchError(
@@ -212,7 +213,7 @@ def about_reference(folder: Path) -> dict[str, Any] | None:
 
     Raises CorruptError for a marker that cannot be read.
     """
-    needed = {"causes", "arithmetic", "responses", "file", "sha256"}
+    needed = {"causes": dict, "arithmetic": str, "responses": int, "file": str, "sha256": str}
     return marker_with(folder / MARKER, needed, f"it does not describe reference sums; {ANEW}")
 
 

@@ -40,6 +40,7 @@ KINDS = {
     "mt_bench": Kind("reference answers of MT-Bench", "fetched"),
     "sft": Kind("start models that settings make", "trained"),
     "reference": Kind("log-probabilities of start models", "computed"),
+    "density_ratio": Kind("density ratios of prompts", "computed"),
     "rehearsal": Kind("stand-ins of rehearsals", "computed"),
     "index": Kind("what the small files of runs say", "computed"),
     "digests": Kind("digests of large files", "computed"),

@@ -26,7 +26,10 @@ from pobench.runs.execute import LOCK, alone
 from pobench.training import checkpoint
 from pobench.workflows.trials import TrialsMerge, merge_trials
 
-DERIVED = {"score.json"}  # of a benchmark: computed from the verdicts beside it; it says when
+DERIVED = {
+    "score.json",
+    "config.yaml",
+}  # of a benchmark: computed from the verdicts beside it, or no cause; they may differ
 
 
 class Piece(NamedTuple):
@@ -171,7 +174,7 @@ def _of_protocol_1(name: str, folder: Path) -> Piece:
 def _benchmark(name: str, about: Mapping[str, Any]) -> Piece:
     files = {f"{name}/{file}": digest for file, digest in about.get("files", {}).items()}
     stored = {file: digest for file, digest in about.get("files", {}).items() if file not in DERIVED}
-    entries = (f"{name}/config.yaml", *files, f"{name}/manifest.json")
+    entries = tuple(dict.fromkeys((f"{name}/config.yaml", *files, f"{name}/manifest.json")))
     return Piece({"made_from": about.get("made_from"), "files": stored}, files, entries)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import itertools
 import json
 import os
 import random
@@ -24,6 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
+from unittest import mock
 
 import yaml
 
@@ -32,6 +34,7 @@ from pobench.errors import PobenchError
 Outcome = str  # refused, accepted, traceback, wrong accept, wrong refusal, written, hang
 WRONG = ("traceback", "wrong accept", "wrong refusal", "written", "hang")
 PROCESSOR_SECONDS = 60  # of one case; more is a hang
+WAITED = 300  # seconds for a case that does not even compute
 
 
 class Case(NamedTuple):
@@ -73,7 +76,9 @@ def outcome(case: Case, folder: Path) -> tuple[Outcome, str]:
 
     before = _files(folder)
     signal.signal(signal.SIGPROF, hang)
+    signal.signal(signal.SIGALRM, hang)
     signal.setitimer(signal.ITIMER_PROF, PROCESSOR_SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, WAITED)
     try:
         case.give()
         seen, words = "accepted", ""
@@ -84,11 +89,12 @@ def outcome(case: Case, folder: Path) -> tuple[Outcome, str]:
     except WrongAccept as error:
         seen, words = "wrong accept", str(error)
     except Hang:
-        return "hang", f"more than {PROCESSOR_SECONDS} processor seconds"
+        return "hang", f"more than {PROCESSOR_SECONDS} processor seconds, or {WAITED} of waiting"
     except BaseException as error:
         return "traceback", f"{type(error).__name__}: {error}"
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
     if seen == "refused" and _files(folder) != before:
         return "written", f"{sorted(set(_files(folder)) ^ set(before))[:3]}"
     if seen == "accepted" and case.good is False:
@@ -334,6 +340,188 @@ def drawn(seed: int, count: int) -> list[list[Any]]:
 
     draw_rows()
     return made
+
+
+# ---------------------------------------------------------------- conversations and human answers
+OF_TINY = """
+rabbit owl fox crow beetle hat cap helmet beret jacket coat animals clothes please list the and is a
+"""
+KNOWN = tuple(OF_TINY.split())
+
+
+def known(draw: random.Random) -> str:
+    """Some of the words that the tokenizer of tiny knows."""
+    return " ".join(draw.sample(KNOWN, draw.randint(3, 6)))
+
+
+def _conversation(draw: random.Random) -> dict[str, Any]:
+    if draw.random() < 0.3:
+        return {"prompt": known(draw), "response": known(draw)}
+    roles = ["user", "assistant"] * draw.randint(1, 2)
+    return {"messages": [{"role": role, "content": known(draw)} for role in roles]}
+
+
+def _spoil_conversation(draw: random.Random, row: dict[str, Any]) -> str:
+    if "messages" not in row:
+        name = draw.choice(["prompt", "response"])
+        row[name] = copy.deepcopy(draw.choice(NO_TEXT[:-1]))
+        return f"{name} {row[name]!r}"
+    turns = row["messages"]
+    kind = draw.choice(["no list", "turn", "role", "content", "special", "no answer", "answer first", "gone"])
+    if kind == "no list":
+        row["messages"] = copy.deepcopy(draw.choice((*NO_LIST, [], "", [[]], [None], [3])))
+    elif kind == "turn":
+        turns[0] = copy.deepcopy(draw.choice((None, 3, "text", [], {}, {"role": "user"}, {"content": "x"})))
+    elif kind == "role":
+        turns[0]["role"] = draw.choice((None, 3, [], {}, True))
+    elif kind == "content":
+        turns[-1]["content"] = copy.deepcopy(draw.choice((None, 3, [], {}, "", "  \n", ["x"], {"text": "x"})))
+    elif kind == "special":
+        turns[-1]["content"] = f"{_tokenizer().eos_token} x"
+    elif kind == "no answer":
+        row["messages"] = turns[:1]
+    elif kind == "answer first":
+        row["messages"] = turns[1:]
+    else:
+        del row["messages"]
+    return f"{kind} {json.dumps(row)[:70]}"
+
+
+def _read_conversations(path: Path) -> None:
+    from pobench.data.chat import Chat
+    from pobench.data.demonstrations import tokenise
+    from pobench.data.rows import read_rows
+
+    tokenise(Chat(_tokenizer()), read_rows(path), source="sft.source")
+
+
+def _files_of(
+    name: str,
+    makes: Sequence[tuple[Callable[..., dict[str, Any]], Callable[..., str]]],
+    give: Callable[[Path], Any],
+    draw: random.Random,
+    folder: Path,
+) -> Iterator[Case]:
+    """Files of rows of one shape each, of which one row is spoiled."""
+    path = folder / "rows.jsonl"
+    while True:
+        make, spoil = draw.choice(makes)
+        rows, good = [make(draw) for _ in range(5)], draw.random() < 0.1
+        label = "as it is" if good else spoil(draw, rows[draw.randint(2, 4)])
+        path.write_text(dump(rows))
+        yield Case(f"{name}: {label}"[:90], partial(give, path), good)
+
+
+@cases("rows: conversations")
+def _conversations(draw: random.Random, folder: Path) -> Iterator[Case]:
+    yield from _files_of("conversations", [(_conversation, _spoil_conversation)], _read_conversations, draw, folder)
+
+
+def _read_human_answers(path: Path) -> None:
+    from pobench.data.human_answers import human_answers
+    from pobench.settings.resolve import resolve
+
+    changes = {"onpolicy.pairs": "human_over_own", "onpolicy.human_answers": str(path)}
+    human_answers(resolve("tiny", "dpo", overrides=changes)[0])
+
+
+@cases("rows: human answers")
+def _human_answers(draw: random.Random, folder: Path) -> Iterator[Case]:
+    def ended(draw: random.Random) -> dict[str, Any]:
+        return {"messages": [{"role": role, "content": known(draw)} for role in ("user", "assistant")]}
+
+    def spoil(draw: random.Random, row: dict[str, Any]) -> str:
+        kind = draw.choice(["turn", "content", "no answer", "no list"])
+        if kind == "turn":
+            row["messages"][0] = copy.deepcopy(
+                draw.choice((None, 3, "text", [], {}, {"role": "user"}, {"content": "x"}))
+            )
+        elif kind == "content":
+            row["messages"][-1]["content"] = copy.deepcopy(draw.choice((None, 3, [], {}, ["x"], {"text": "x"})))
+        elif kind == "no answer":
+            row["messages"] = row["messages"][:1]
+        else:
+            row["messages"] = copy.deepcopy(draw.choice((*NO_LIST, [], [[]], [None])))
+        return f"{kind} {json.dumps(row)[:70]}"
+
+    makes: list[tuple[Callable[..., dict[str, Any]], Callable[..., str]]] = [
+        (ended, spoil),
+        (_pair, _either(_PROMPT, partial(_spoil_text, "chosen"))),
+    ]
+    yield from _files_of("human answers", makes, _read_human_answers, draw, folder)
+
+
+# ---------------------------------------------------------------- data, the loss that trains on them, and their pairs
+class Trains(NamedTuple):
+    """rows: all of a file. loss: that is to train on them. good: whether it can; None where both are right."""
+
+    rows: list[dict[str, Any]]
+    loss: str
+    good: bool | None
+    label: str
+
+
+def _units(draw: random.Random) -> Trains:
+    """Ratings, ranks and labels, each with a loss that reads them or cannot."""
+    prompts = [" ".join(three) for three in draw.sample(list(itertools.combinations(KNOWN, 3)), 12)]
+    pairs = [{"prompt": p, "chosen": f"hat {known(draw)}", "rejected": f"cap {known(draw)}"} for p in prompts]
+    rated = [{**pair, "score_chosen": 9.0, "score_rejected": 1.0 + i % 3} for i, pair in enumerate(pairs)]
+    lists = [
+        {"prompt": p, "responses": [f"{k} {known(draw)}" for k in KNOWN[:3]], "scores": [3, 1, 2]} for p in prompts
+    ]
+    tied = [{**row, "scores": [2, 2, 2]} for row in lists]
+    singles = [{"prompt": p, "completion": known(draw), "label": i % 2 > 0} for i, p in enumerate(prompts * 2)]
+    both = [{**row, "label": i < 12} for i, row in enumerate(singles)]
+    scored = [{**row, "score": i % 5} for i, row in enumerate(both)]
+    of_one_kind = [{**row, "label": True} for row in singles]
+    of_one_prompt = [{**row, "prompt": "please list animals"} for row in pairs]
+    return draw.choice([
+        Trains(rated, "odpo", True, "ratings"), Trains(pairs, "odpo", False, "no ratings"),
+        Trains(rated[:6] + pairs[6:], "odpo", None, "ratings of some"), Trains(lists, "plackett_luce", True, "lists"),
+        Trains(tied, "plackett_luce", False, "ties"), Trains(tied, "dpo", False, "ties"), Trains(lists, "dpo", True, "lists"),
+        Trains(both, "bco_udm", True, "labels"), Trains(scored, "dro_v", True, "labels with ratings"),
+        Trains(both, "dro_v", False, "labels without ratings"), Trains(pairs, "dro_v", False, "pairs without ratings"),
+        Trains(of_one_kind, "dpo", False, "one label"), Trains(of_one_kind, "bco_udm", None, "one label"),
+        Trains(of_one_prompt, "kto", False, "one prompt"), Trains(pairs[:1], "dpo", False, "one pair"),
+        Trains(pairs, "dpo", True, "pairs"), Trains(both, "dpo", True, "labels"),
+    ])  # fmt: skip
+
+
+BAD_CHANGES: tuple[tuple[str, str], ...] = (
+    *(("data.pairs_from", v) for v in ("worst", "[]", "{}", "3", "true", "[all]", "best worst", "ALL")),
+    *(("data.prompt_embedder", v) for v in ("/none", "builtin:nobody", "builtin:../x", "{}", "[a]", "none.gguf")),
+    *(("train.value_learning_rate", v) for v in ("0", "-1", "nan", "inf", "x", "11", "[]", "{}")),
+    *(("data.max_pairs", v) for v in ("0", "-1", "1.5", "x", "[]")),
+    *(("data.held_out_fraction", v) for v in ("0", "1", "-0.1", "nan", "x")),
+    ("data.held_out", "none.jsonl"), ("data.length_bias", "2"), ("data.truncation", "maybe"), ("data.max_length", "2"),
+)  # fmt: skip
+
+
+def _plan(path: Path, loss: str, changes: Sequence[str] = ()) -> None:
+    """As `pobench run --dry-run` of a training on a file."""
+    from pobench.runs.plan import make_plan
+    from pobench.settings.resolve import parse_overrides, resolve
+
+    values = parse_overrides(["data.held_out_fraction=0.3", *changes])
+    jobs = resolve("tiny", loss, data=str(path), overrides=values)
+    make_plan(jobs, path.parent / "runs", ("train",), dry=True)
+
+
+@cases("data and losses")
+def _data_and_losses(draw: random.Random, folder: Path) -> Iterator[Case]:
+    path = folder / "rows.jsonl"
+    while True:
+        trains, kind = _units(draw), draw.choice(["", "", "pairs_from", "change"])
+        change, good = "", trains.good
+        if kind == "pairs_from":
+            change = f"data.pairs_from={draw.choice(['all', 'adjacent', 'best_worst'])}"
+        elif kind == "change":
+            key, value = draw.choice(BAD_CHANGES)
+            unread = key == "data.prompt_embedder" and value[0] not in "[{" and trains.loss != "bco_udm"
+            change, good = f"{key}={value}", None if unread else False
+        path.write_text(dump(trains.rows))
+        give = partial(_plan, path, trains.loss, [change] if change else [])
+        yield Case(f"{trains.label}, {trains.loss}, {change}", give, good)
 
 
 # ---------------------------------------------------------------- prompts
@@ -777,12 +965,53 @@ def _losses(draw: random.Random, folder: Path) -> Iterator[Case]:
         yield Case(f"losses: {text[:60]!r}", partial(_resolve_losses, text), {"good": True, "bad": False}.get(kind))
 
 
+BAD_PARTS = (
+    "label_smoothing.rate=0.9", "label_smoothing.rate=-1", "label_smoothing.rate=nan", "label_smoothing.rate=x",
+    "label_smoothing.rate=[1]", "label_smoothing.nobody=1", "ld.alpha=2", "ld.alpha={}", "ld.nobody=1", "dpo.beta=-1", "dpo.beta=x",
+    "sft.weight=1", "nobody.rate=1", "label_smoothing=1", "label_smoothing(dpo).rate=0.1", "dpo+sft.beta=1",
+)  # fmt: skip
+
+
+def _resolve_parts(text: str, change: str) -> None:
+    from pobench.settings.resolve import parse_overrides, resolve
+
+    resolve("tiny", text, overrides=parse_overrides([change]))
+
+
+def _expression(draw: random.Random, depth: int = 0) -> str:
+    """A sum by the grammar, of whatever names; many are refused for what they mean."""
+    inner = draw.choice(["dpo", "simpo", "ipo", "sft", "kto", "cpo", "orpo", "bco_pair", "plackett_luce", "tdpo2"])
+    around = draw.choice(["label_smoothing", "ld", "sampo", "wpo", "tr", "humanline", "f_divergence"])
+    term = f"{around}({_expression(draw, depth + 1)})" if depth < 3 and draw.random() < 0.4 else inner
+    weight = draw.choice(["", "", "0.5*", "2 * ", "1e-3*"])
+    rest = f" + {_expression(draw, depth + 1)}" if depth < 3 and draw.random() < 0.3 else ""
+    return f"{weight}{term}{rest}"
+
+
+@cases("losses and modifiers: settings")
+def _parts(draw: random.Random, folder: Path) -> Iterator[Case]:
+    around = "label_smoothing(dpo), ld(dpo)"
+    while True:
+        kind = draw.choice(["good", "bad", "bad", "grammar", "grammar"])
+        if kind == "grammar":
+            text = _expression(draw)
+            yield Case(f"losses: {text[:60]!r}", partial(_resolve_losses, text), None)
+            continue
+        change = draw.choice(BAD_PARTS) if kind == "bad" else draw.choice(["label_smoothing.rate=0.2", "ld.alpha=0.3"])
+        yield Case(f"{around}: {change}", partial(_resolve_parts, around, change), kind == "good")
+
+
 BAD_ROUNDS = (
     ("--rounds", "0"), ("--rounds", "-1"), ("--rounds", "x"), ("--rounds", "1.5"), ("--rounds", ""), ("--rounds", "nan"),
     ("--rounds", "2", "--stages", "train"), ("--rounds", "2", "--set", "rounds.prompts=some"),
     ("--rounds", "2", "--set", "rounds.reference=best"), ("--rounds", "2", "--set", "rounds.nobody=1"),
     ("--rounds", "2", "--set", "onpolicy.samples=1"), ("--rounds", "2", "--set", "onpolicy.samples=x"),
     ("--rounds", "2", "--set", "onpolicy.ranker.name=nobody"), ("--rounds", "2", "--set", "onpolicy.held_out_fraction=2"),
+    *(("--rounds", "2", "--set", f"onpolicy.pairs={v}") for v in ("human", "[]", "{}", "3", "own_over_human")),
+    ("--rounds", "2", "--losses", "odpo", "--set", "onpolicy.pairs=human_over_own"),
+    ("--rounds", "2", "--losses", "nobody(dpo)"), ("--rounds", "2", "--set", "train.adapter.r=8"),
+    ("--rounds", "2", "--set", "onpolicy.held_out_fraction=0"), ("--rounds", "2", "--set", "rounds.prompts={}"),
+    ("--rounds", "2", "--set", "onpolicy.human_answers=3"), ("--rounds", "2", "--set", "onpolicy.human_answers_split=[]"),
     ("--rounds", "2", "--set", "onpolicy.prompts=none.jsonl"), ("--rounds", "1000000000"), ("--rounds", "9" * 30),
 )  # fmt: skip
 
@@ -813,6 +1042,16 @@ BAD_LINES: tuple[tuple[str, ...], ...] = (
     ("merge", "runs"), ("merge", "runs", "none"), ("merge", "runs", "a-file"), ("merge", "a-file", "runs"),
     ("export", "nobody"), ("export", "dpo", "--out", "a-file"), ("export", "../.."), ("analyze", "--runs", "foreign"),
     ("analyze", "--runs", "runs", "--format", "exe"), ("analyze", "--runs", "runs", "--out", "a-file"),
+    ("cache",), ("cache", "nobody"), ("cache", "prune"), ("cache", "prune", "--older-than"), ("cache", "prune", "--older-than", "-1"),
+    ("cache", "prune", "--older-than", "x"), ("cache", "prune", "--older-than", "nan"), ("cache", "prune", "--max-size", "-0.1"),
+    ("cache", "prune", "--max-size", "nan", "--dry-run"), ("cache", "prune", "--max-size", "1", "--runs", "none"),
+    ("cache", "prune", "--older-than", "1", "--runs", "a-file"), ("cache", "list", "extra"),
+    ("share", "runs", "--url", "javascript:alert(1)"), ("share", "runs", "--url", "nobody"), ("share", "runs", "runs"),
+    ("push", "dpo", "--repo", "u/n", "--branch", "../x"), ("push", "dpo", "--repo", ""), ("diff", "runs", "runs", "runs"),
+    ("diff", "", ""), ("watch", "extra", "more"), ("watch", "--port", ""), ("watch", "--port", "1e3"),
+    ("data", "onpolicy", "--setting", "tiny-spin", "--ranker", "verifiable", "--out", "b.jsonl"),
+    ("data", "onpolicy", "--setting", "tiny", "--samples", "0", "--out", "b.jsonl"),
+    ("data", "inspect", "a-file", "--unit", "nobody"), ("data", "audit", "a-file", "--setting", "nobody"),
     ("list", "nobody"), ("data", "convert", "a-file", "--out", "b.jsonl"), ("data", "audit", "none.jsonl"),
 )  # fmt: skip
 
@@ -829,7 +1068,8 @@ def _report_lines(draw: random.Random, folder: Path) -> Iterator[Case]:
     while True:
         line = draw.choice(BAD_LINES)
         noise = draw.choice([(), (), ("--debug",), ("--nobody",)])
-        yield Case(" ".join((*line, *noise))[:90], partial(_invoke, (*line, *noise)))
+        line = (line[0], *noise, *line[1:])  # behind the last option it would be its value
+        yield Case(" ".join(line)[:90], partial(_invoke, line))
 
 
 # ---------------------------------------------------------------- plug-ins
@@ -1137,6 +1377,85 @@ def _stored(draw: random.Random, folder: Path) -> Iterator[Case]:
         yield Case(
             f"stored: {kind} {trained or ''}"[:80], partial(load_frames, folder / "runs"), True if good else None
         )
+
+
+@cases("stored folders: before the runs")
+def _stored_before(draw: random.Random, folder: Path) -> Iterator[Case]:
+    """Reference sums, density ratios, samples and a benchmark's manifest that hold something else. Reading them ends in values or
+    in one message, and `doctor --verify` in a list."""
+    from pobench.runs.verify import verify
+
+    kept = _make_stored(folder)
+    junk = (None, 3, "x", [], {}, [[]], float("nan"), -1, 10**400, "../../x", True)
+
+    def give(read: Callable[[], Any]) -> None:
+        with mock.patch.dict(os.environ, POBENCH_CACHE=str(folder / "cache")):
+            verify(folder / "runs")
+        read()
+
+    while True:
+        for path, (data, _) in kept.items():
+            path.write_bytes(data)
+        path = draw.choice(list(kept))
+        data, read = kept[path]
+        kind = draw.choice(["as it is", "tree", "tree", "tree", "bytes", "flip", "deep"])
+        where = ""
+        if kind == "tree" and path.suffix in (".json", ".jsonl"):
+            first, mark, rest = data.partition(b"\n") if path.suffix == ".jsonl" else (data, b"", b"")
+            value = json.loads(first)
+            value.pop("seal", None)  # as of an earlier version
+            spoiled, where = _spoiled_tree(draw, value, draw.choice(junk))
+            path.write_bytes(json.dumps(spoiled).encode() + mark + rest)
+        elif kind in ("bytes", "tree"):
+            path.write_bytes(data[: draw.randrange(len(data))])
+        elif kind == "flip":
+            at = draw.randrange(len(data))
+            path.write_bytes(data[:at] + bytes([data[at] ^ (1 << draw.randrange(8))]) + data[at + 1 :])
+        elif kind == "deep":
+            path.write_bytes(deep(100_000).encode())
+        yield Case(f"{path.name}: {kind} {where}"[:80], partial(give, read), True if kind == "as it is" else None)
+
+
+def _make_stored(folder: Path) -> dict[Path, tuple[bytes, Callable[[], Any]]]:
+    """File → its bytes, and what reads it."""
+    import torch
+
+    from pobench.judging.ranking import Sample
+    from pobench.model.generate import Decoding
+    from pobench.results.manifest import claim, finish, holds
+    from pobench.runs.sampling import Sampling
+    from pobench.training.density_ratio import DensityRatios, compute_density_ratios
+    from pobench.training.reference import ReferenceSums, _finish
+    from pobench.types import TokenAnswer
+
+    sums, ratios = folder / "cache/reference/0123456789ab", folder / "cache/density_ratio/0123456789ab"
+    run, samples = (
+        folder / "runs/tiny/dpo-0123456789ab/benchmarks/x/0123456789ab",
+        folder / "runs/tiny/onpolicy-0123456789ab",
+    )
+    for path in (sums, ratios, run, samples):
+        path.mkdir(parents=True)
+    values = {bytes([i] * 32): -float(i) for i in range(5)}
+    _finish(sums, values, {"causes": {"weights": "w"}, "arithmetic": "fp32", "seconds": 1.0})
+    answers = [TokenAnswer(str(i), (i,), (i, 2), i % 2 > 0, 1.0) for i in range(6)]
+    compute_density_ratios(ratios, answers, lambda prompts: torch.eye(len(prompts)), {"embedder": "w"})
+    rows = [{"id": f"p{i}", "prompt": f"say {i}"} for i in range(3)]
+    drawn = Sampling(
+        rows, samples / "pairs.jsonl", {"source": "x", "digest": "y"}, Decoding(5, samples=1, precision="fp32")
+    )
+    drawn.append([Sample(f"p{i}", 0, f"answer {i}", 3, True) for i in range(3)], (0, 1))
+    drawn.gather()
+    claim(run, {"a": 1})
+    (run / "answers.jsonl").write_text(dump([{"id": "a"}]))
+    finish(run, "answers.jsonl")
+    readers: dict[Path, Callable[[], Any]] = {
+        sums: lambda: ReferenceSums.load(sums),
+        ratios: lambda: DensityRatios.load(ratios),
+        samples: drawn.read,
+        run: lambda: holds(run, {"a": 1}, "answers.jsonl"),
+    }
+    found = {path: read for at, read in readers.items() for path in sorted(at.iterdir()) if path.is_file()}
+    return {path: (path.read_bytes(), read) for path, read in found.items()}
 
 
 @cache

@@ -1,14 +1,17 @@
 """Damages every kind of stored file in five ways, and looks who finds it and whether the repeated command makes it anew.
 
-    python -m tests.faults.damage                    a few minutes of one core
-    python -m tests.faults.damage --only model       kinds whose name holds a word
-    python -m tests.faults.damage --place search     one of the folders alone
-    python -m tests.faults.damage --json FILE        the cases as JSON, too
+    python -m tests.faults.damage                       three seconds of one core a case
+    python -m tests.faults.damage --only model          kinds whose name holds a word
+    python -m tests.faults.damage --place search,sft    some of the folders alone
+    python -m tests.faults.damage --list                the kinds of each folder, no case
+    python -m tests.faults.damage --json FILE           the cases as JSON, too
 
-A folder is what one command leaves: runs and a cache. A case copies it, damages one file, and asks three: `doctor --verify`, a
-report (all frames are read), and the repeated command. Each has to name the file, to do without it, or to make it anew; the
-command must end with the results of the undamaged folder or refuse in one sentence, and `doctor --verify` must find nothing
-after it.
+A folder is what one command leaves: runs and a cache. Its kinds of files are what lies in it, and what lay in it while the
+command ran: for these the command is interrupted where such a file is there. A kind is tried in the first folder that has it,
+and in others where a command behind it reads it in another way (`Place.of`). A case copies the folder, damages one file, and
+asks three: `doctor --verify`, a report (all frames are read), and the repeated command. Each has to name the file, to do
+without it, or to make it anew; the command must end with the results of the undamaged folder or refuse in one sentence, and
+`doctor --verify` must find nothing after it.
 """
 
 from __future__ import annotations
@@ -20,16 +23,21 @@ import json
 import os
 import re
 import shutil
+import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import yaml
 
 from pobench.cli.analyze import write_report
 from pobench.errors import PobenchError
+from pobench.registry import benchmarks
 from pobench.results.load import load_frames
 from pobench.results.run_folder import RunFolder
 from pobench.runs import execute
@@ -38,9 +46,11 @@ from pobench.runs.stages import ALL, DEFAULT
 from pobench.runs.verify import verify
 from pobench.runs.worker import run
 from pobench.settings.resolve import resolve
+from pobench.training import reference
 from pobench.workflows.search import tune
 from pobench.workflows.tune import plan_tuning
-from tests.faults.world import digest_of, make_world, results
+from tests.faults.world import digest_of, make_world, results, save_reward_model
+from tests.pobench.small_chat_model import save_chat_model
 
 
 def flip(file: Path) -> None:
@@ -66,12 +76,24 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "gone": Path.unlink,
 }
 OF_A_MODEL = ("model.safetensors", "config.json", "tokenizer.json")  # its other files are checked by the same code
-ONE_OF = re.compile(r"[0-9a-f]{24}|[0-9a-f]{12}")  # the digits of a name: files that differ in these are of one kind
+# Of a name: files that differ in these are of one kind.
+DIGITS = re.compile(r"[0-9a-f]{64}|[0-9a-f]{24}|[0-9a-f]{12}|(?<=checkpoint-)\d+|\d+-of-\d+|(?<=\.shards/)\d+")
+REPORT = "/report/"
+PASSING = (".lease", ".partial", ".taken")  # endings of files that are not stored
+# What a finished training logged, and samples whose pairs are made: nothing reads them, and to make them anew costs as much as
+# all of the stage. `doctor --verify` names them.
+NOT_AGAIN = ("steps.jsonl", ".samples.jsonl")
+# What has to be as before, besides weights and frames.
+ALIKE = (
+    "runs/*/onpolicy-*/**/*.jsonl", "runs/*/data-*/*.arrow", "runs/*/*/benchmarks/**/*.jsonl",
+    "cache/density_ratio/*/*.safetensors",
+)  # fmt: skip
 
 
 class Case(NamedTuple):
     """place: the folder. verify, report: "named", "" (nothing was noticed), or "crashed: …". again: of the repeated command:
-    "anew" (results as before), "refused: …", "failed: …", "differs: …" or "crashed: …". after: what `doctor --verify` says."""
+    "anew" (results as before), "refused: …", "failed: …", "differs: …" or "crashed: …". after: what `doctor --verify` says
+    behind it. seconds: of a processor, for the repeated command."""
 
     place: str
     kind: str
@@ -80,12 +102,17 @@ class Case(NamedTuple):
     report: str
     again: str
     after: str
+    seconds: float = 0.0
+
+    @property
+    def stays(self) -> bool:
+        """Whether it is named, and not made anew."""
+        return self.kind.endswith(NOT_AGAIN) and self.verify == "named" and not self.again.startswith("crashed")
 
     @property
     def fault(self) -> bool:
         """Whether somebody crashed, or a wrong result was taken for a right one, or damage stays that nobody may mend."""
-        steps = "steps.jsonl" in self.kind and self.verify == "named"  # the log of a finished training is not made anew
-        accepted = steps or self.again.startswith("refused") or (self.again == "anew" and not self.after)
+        accepted = self.stays or self.again.startswith("refused") or (self.again == "anew" and not self.after)
         return not accepted or any(found.startswith("crashed") for found in (self.verify, self.report))
 
 
@@ -96,12 +123,19 @@ Again = Callable[
 
 
 class Place(NamedTuple):
-    """again: the command. begin: makes the folder that is damaged; None: the command does. of: a pattern of the files that are
-    damaged; default: all."""
+    """again: the command. begin: makes the folder that is damaged; None: the command does. of: a pattern of kinds that are
+    tried here though an earlier folder has them. within: a pattern of those that are tried at all."""
 
     again: Again
     begin: Again | None = None
-    of: str = ""
+    of: str = "$^"
+    within: str = ""
+
+    def takes(self, kind: str, seen: Collection[str]) -> bool:
+        """Whether a kind is tried here. seen: those of earlier folders."""
+        if not re.search(self.within, kind) or (REPORT in kind and REPORT not in self.within):
+            return False
+        return kind not in seen or re.search(self.of, kind) is not None
 
 
 def planned(setting: Path, losses: str, stages: tuple[str, ...], **options: Any) -> Again:
@@ -119,6 +153,7 @@ def planned(setting: Path, losses: str, stages: tuple[str, ...], **options: Any)
 def here(folder: Path) -> None:
     os.environ["POBENCH_CACHE"] = str(folder / "cache")
     execute._fork = lambda *tasks: max(map(run, tasks))
+    reference.SECONDS_BETWEEN_PARTS = 0.0  # each turn of a pass leaves a part
 
 
 def interrupted(again: Again) -> Again:
@@ -132,12 +167,8 @@ def interrupted(again: Again) -> Again:
             if row["step"] == 6:
                 raise KeyboardInterrupt
 
-        RunFolder.log_step = until  # type: ignore[method-assign]
-        try:
-            with contextlib.suppress(KeyboardInterrupt):
-                again(folder)
-        finally:
-            RunFolder.log_step = log  # type: ignore[method-assign]
+        with mock.patch.object(RunFolder, "log_step", until), contextlib.suppress(KeyboardInterrupt):
+            again(folder)
         return []
 
     return begin
@@ -156,37 +187,17 @@ def lines(path: Path, rows: list[Any]) -> str:
     return str(path)
 
 
+def asks(world: Path, name: str, numbers: range, **more: Any) -> str:
+    """A file of prompts."""
+    return lines(world / f"{name}.jsonl", [{"id": f"{name}{i}", "prompt": f"say w{i}", **more} for i in numbers])
+
+
 def places(world: Path) -> dict[str, Place]:
-    """Folder → how it is made: of two losses with all stages behind a model, of a training that was interrupted, of rounds on
-    the model's own pairs, of a start model by SFT, of a search, and of a report's frames."""
+    """Folder → how it is made."""
     setting = make_world(world, epochs=1)
     whole_run = planned(setting, "dpo", DEFAULT)
-    compared = changed(setting, "compared", judge={"name": "rehearsed"})
+    compared = changed(setting, "compared", judge={"name": "rehearsed"}, answers=_answers(setting, batch_size=1))
     stages = tuple(name for name in ALL if name not in ("sft", "onpolicy", "benchmarks"))
-    ask = lines(world / "ask.jsonl", [{"id": f"a{i}", "prompt": f"say w{i}"} for i in range(30)])
-    own = {"prompts": ask, "samples": 6, "temperature": 2.0, "max_new_tokens": 40, "precision": "fp32"}
-    rounds = changed(setting, "rounds", onpolicy={**own, "ranker": {"name": "rehearsed"}, "held_out_fraction": 0.3})
-    turns = [
-        [{"role": r, "content": f"{c} w{i}"} for r, c in (("user", "say"), ("assistant", "w1"))] for i in range(12)
-    ]
-    chats = lines(world / "chats.jsonl", [{"messages": messages} for messages in turns])
-    sft = changed(
-        setting,
-        "sft",
-        sft={"source": chats, "lr": 1e-3, "batch_size": 4, "precision": "fp32", "checkpoint_seconds": 0.0},
-    )
-    (world / "grid.yaml").write_text(yaml.safe_dump({"lr": [1e-3, 1e-2], "losses": {"dpo": {"beta": [0.1]}}}))
-    prompts = [
-        {"id": f"t{i}", "prompt": f"say w{i}", "check": {"kind": "at_most_words", "n": 3}} for i in range(45, 48)
-    ]
-    asked = lines(world / "tune.jsonl", prompts)
-    tuned = changed(
-        setting, "tuned", tune={"prompts": asked, "grid": str(world / "grid.yaml"), "metric": "reward_accuracy"}
-    )
-
-    def search(folder: Path) -> list[str]:
-        here(folder)
-        return list(tune(plan_tuning("dpo", str(tuned), runs=folder / "runs")).failed)
 
     def report(folder: Path) -> list[str]:
         here(folder)
@@ -197,56 +208,224 @@ def places(world: Path) -> dict[str, Place]:
 
     return {
         "runs": Place(planned(compared, "dpo,simpo", stages, opponents="all")),
-        "interrupted": Place(whole_run, interrupted(whole_run), "checkpoint-|steps.jsonl|environment"),
-        "rounds": Place(planned(rounds, "dpo", ("onpolicy", "train", "heldout"), rounds=2), of="onpolicy"),
-        "sft": Place(planned(sft, "dpo", ("sft", "train", "heldout")), of="cache/sft"),
-        "search": Place(search, of="/tuning/[^/]*$"),
-        "report": Place(report),
+        "interrupted": Place(whole_run, interrupted(whole_run), of="steps.jsonl|environment|trained|config.yaml"),
+        **_before_runs(world, setting),
+        **_of_other_data(world, setting),
+        "benchmarks": Place(planned(_with_benchmarks(world, setting), "dpo", ("train", "benchmarks"))),
+        "search": Place(_search(world, setting), within="/tuning/[^/]*$"),
+        "report": Place(report, within=f"{REPORT}|/looks/"),
     }
 
 
+def _answers(setting: Path, **changes: Any) -> dict[str, Any]:
+    return {**yaml.safe_load(setting.read_text())["answers"], **changes}
+
+
+def _before_runs(world: Path, setting: Path) -> dict[str, Place]:
+    """Of stages that stand before the runs: rounds on the model's own pairs, pairs that a reward model ranks, a start model."""
+    asked = asks(world, "ask", range(30))
+    own = {"prompts": asked, "samples": 6, "temperature": 2.0, "max_new_tokens": 40, "precision": "fp32"}
+    own["held_out_fraction"] = 0.3
+    rounds = changed(setting, "rounds", onpolicy={**own, "ranker": {"name": "rehearsed"}})
+    judge = {"name": "reward_model"}
+    judge["settings"] = {"model": str(save_reward_model(world)), "batch_size": 1, "precision": "fp32"}
+    answered = _answers(setting, source=asks(world, "late", range(30, 50)), batch_size=4)
+    ranked = changed(setting, "ranked", onpolicy={**own, "ranker": judge}, judge=judge, answers=answered)
+    turns = [
+        [{"role": r, "content": f"{c} w{i}"} for r, c in (("user", "say"), ("assistant", "w1"))] for i in range(12)
+    ]
+    chats = lines(world / "chats.jsonl", [{"messages": messages} for messages in turns])
+    values = {"source": chats, "lr": 1e-3, "batch_size": 4, "precision": "fp32", "checkpoint_seconds": 0.0}
+    read_again = "onpolicy|loss.*/(trained.json|model/model|config.yaml)"  # a round begins from the one before
+    return {
+        "rounds": Place(planned(rounds, "dpo", ("onpolicy", "train", "heldout"), rounds=2), of=read_again),
+        "ranked": Place(planned(ranked, "dpo", ("onpolicy", "train", "answers", "judge"))),
+        "sft": Place(planned(changed(setting, "sft", sft=values), "dpo", ("sft", "train", "heldout")), of="cache/sft"),
+    }
+
+
+def _of_other_data(world: Path, setting: Path) -> dict[str, Place]:
+    """Of single answers, with density ratios and a value model, and of lists from two sources, with sums by token."""
+    single = [
+        {"prompt": f"say w{i % 15}", "completion": f"w{i} w1", "label": i % 3 > 0, "score": i % 3} for i in range(40)
+    ]
+    listed = [
+        [
+            {"prompt": f"say w{i}", "responses": [f"w{i} w1", f"w{i} w2 w3", f"w{i} w4"], "scores": [3, 1, 2]}
+            for i in part
+        ]
+        for part in (range(20), range(20, 40))
+    ]
+    sources = [
+        {"source": lines(world / f"lists-{i}.jsonl", rows), "name": f"part-{i}"} for i, rows in enumerate(listed)
+    ]
+    data = {"held_out_fraction": 0.3, "pairs_from": "all"}
+    answers = changed(setting, "answers", data={**data, "source": lines(world / "answers.jsonl", single)})
+    lists = changed(setting, "lists", data={**data, "sources": sources})
+    return {
+        "single answers": Place(planned(answers, "bco_udm,dro_v", ("train",))),
+        "lists": Place(planned(lists, "plackett_luce,ld(dpo)", ("train", "heldout"))),
+    }
+
+
+def _with_benchmarks(world: Path, setting: Path) -> Path:
+    """A setting with a benchmark of each base class: one that a judge decides, and one that asks none."""
+    asked = {name: benchmarks.get(name)().rehearsed(world / "asked", 5, 4) for name in ("alpaca_eval", "zeroeval")}
+    for path in (world / "asked/zeroeval").glob("*.jsonl"):  # with more of the signs that the model knows
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        lines(path, [{**row, "question": row["question"] + " and so on" * 20} for row in rows])
+    section = {name: one.model_dump(mode="json", exclude_defaults=True) for name, one in asked.items()}
+    model = save_chat_model(world / "characters", max_position_embeddings=4096)
+    answered = _answers(setting, batch_size=2)
+    return changed(setting, "asked", model={"source": str(model)}, benchmarks=section, answers=answered)
+
+
+def _search(world: Path, setting: Path) -> Again:
+    (world / "grid.yaml").write_text(yaml.safe_dump({"lr": [1e-3, 1e-2], "losses": {"dpo": {"beta": [0.1]}}}))
+    prompts = asks(world, "tune", range(45, 48), check={"kind": "at_most_words", "n": 3})
+    values = {"prompts": prompts, "grid": str(world / "grid.yaml"), "metric": "reward_accuracy"}
+    tuned = changed(setting, "tuned", tune=values)
+
+    def search(folder: Path) -> list[str]:
+        here(folder)
+        return list(tune(plan_tuning("dpo", str(tuned), runs=folder / "runs")).failed)
+
+    return search
+
+
+# ---------------------------------------------------------------- kinds of files
+def stored_files(folder: Path) -> dict[str, list[Path]]:
+    """Kind → the files of that kind, below the folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    names = _names(folder, files)
+    found: dict[str, list[Path]] = {}
+    for file in files:
+        part = file.relative_to(folder)
+        of_a_model = file.parent.name == "model" and file.name not in OF_A_MODEL
+        if of_a_model or any(name.endswith(PASSING) for name in part.parts):
+            continue
+        own = names if part.parts[0] == "runs" else {}
+        kind = DIGITS.sub("…", "/".join(own.get(name, name) for name in part.parts))
+        found.setdefault(kind, []).append(part)
+    return found
+
+
+def _names(folder: Path, files: Sequence[Path]) -> dict[str, str]:
+    """The folder of a setting or a trained model → what is the same of all; rounds after the first are told apart."""
+    names: dict[str, str] = {}
+    for setting in (folder / "runs").glob("*/"):
+        names[setting.name] = setting.name if setting.name == "report" else "setting"
+    for path in files:
+        if path.name == "config.yaml" and re.search("^kind: loss$", text := path.read_text(), re.M):
+            later = re.search(r"^round: ([2-9])$", text, re.M)
+            names[path.parent.name] = f"loss-… of round {later[1]}" if later else "loss-…"
+    return names
+
+
+@contextlib.contextmanager
+def at_each_write(look: Callable[[], object]) -> Iterator[None]:
+    """Call `look` behind every file that is renamed to its name or synced."""
+
+    def behind(function: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*arguments: Any, **named: Any) -> Any:
+            made = function(*arguments, **named)
+            look()
+            return made
+
+        return wrapped
+
+    with mock.patch.object(os, "replace", behind(os.replace)), mock.patch.object(os, "fsync", behind(os.fsync)):
+        yield
+
+
+def passing_kinds(again: Again, folder: Path) -> dict[str, int]:
+    """Kind → how many files of it lay in the folder at one time, of kinds that are gone when the command has ended. The command
+    is done here."""
+    most: Counter[str] = Counter()
+
+    def look() -> None:
+        most.update({kind: max(0, len(files) - most[kind]) for kind, files in stored_files(folder).items()})
+
+    with at_each_write(look):
+        if failed := again(folder):
+            raise RuntimeError(f"the undisturbed command failed: {failed}")
+    return {kind: count for kind, count in most.items() if kind not in stored_files(folder)}
+
+
+def until(again: Again, folder: Path, kind: str, count: int) -> None:
+    """Do the command until so many files of a kind lie in the folder."""
+
+    def look() -> None:
+        if len(stored_files(folder).get(kind, ())) >= count:
+            raise KeyboardInterrupt
+
+    with at_each_write(look), contextlib.suppress(KeyboardInterrupt):
+        again(folder)
+
+
 # ---------------------------------------------------------------- cases
+class Tried(NamedTuple):
+    """A folder with files to damage. kinds: of which one each. base: the folder, which is copied. expected: the results of the
+    undisturbed command."""
+
+    place: str
+    again: Again
+    kinds: Mapping[str, Path]
+    base: Path
+    expected: Mapping[str, str]
+
+
+def tried(base: Path, chosen: Callable[[str], bool] = lambda place: True) -> Iterator[Tried]:
+    """Every folder with the kinds that are tried there; it lies at `base/whole` while the command makes it."""
+    seen: set[str] = set()
+    whole, intact = base / "whole", base / "intact"
+    for name, place in places(base / "world").items():
+        narrow = bool(place.within or place.begin)
+        passing = passing_kinds(place.again, whole)
+        expected = found_in(whole)
+        if place.begin is not None:
+            shutil.rmtree(whole)
+            place.begin(whole)
+        kinds = {kind: files[0] for kind, files in stored_files(whole).items() if place.takes(kind, seen)}
+        shutil.move(whole, intact)
+        if chosen(name):
+            yield Tried(name, place.again, kinds, intact, expected)
+        shutil.rmtree(intact)
+        seen.update(kinds)
+        left = {} if narrow else {kind: count for kind, count in passing.items() if kind not in seen}
+        if not chosen(name):
+            seen.update(left)
+            continue
+        while left:
+            kind = next(iter(left))
+            until(place.again, whole, kind, min(2, left[kind]))
+            there = {k: files[0] for k, files in stored_files(whole).items() if k in left}
+            shutil.move(whole, intact)
+            yield Tried(name, place.again, there, intact, expected)
+            shutil.rmtree(intact)
+            left = {k: count for k, count in left.items() if k not in there and k != kind}
+            seen.update(there)
+
+
 def cases(only: str = "", place: str = "", damage: str = "") -> Iterator[Case]:
-    """One for each folder, each kind of stored file and each damage, of those whose names hold these words."""
-    chosen = {name: do for name, do in DAMAGES.items() if damage in name}
+    """One for each folder, each kind of stored file and each damage, of those whose names hold these words. place: several
+    names, separated by commas."""
+    names = [name for name in place.split(",") if name]
     with tempfile.TemporaryDirectory() as temporary:
         base = Path(temporary)
-        for name, made in places(base / "world").items():
-            if place in ("", name):
-                yield from _cases(name, made, base, only, chosen)
+        for one in tried(base, lambda name: not names or name in names):
+            for kind, file in one.kinds.items():
+                for done, do in DAMAGES.items():
+                    if only in kind and damage in done:
+                        shutil.copytree(one.base, base / "whole")  # paths are as they were
+                        do(base / "whole" / file)
+                        yield Case(one.place, kind, done, *ask(base / "whole", file, one.again, one.expected))
+                        shutil.rmtree(base / "whole")
 
 
-def _cases(
-    name: str, made: Place, base: Path, only: str, damages: dict[str, Callable[[Path], object]]
-) -> Iterator[Case]:
-    whole = base / "whole"
-    if failed := made.again(whole):
-        raise RuntimeError(f"the undisturbed command failed: {failed}")
-    expected = found_in(whole)
-    if made.begin is not None:
-        shutil.rmtree(whole)
-        made.begin(whole)
-    kinds: dict[str, Path] = {}
-    for file in sorted(path for path in whole.rglob("*") if path.is_file() and path.suffix != ".lease"):
-        part = file.relative_to(whole)
-        of_report = "report" in part.parts
-        if (file.parent.name == "model" and file.name not in OF_A_MODEL) or of_report is not (name == "report"):
-            continue
-        kind = ONE_OF.sub("…", str(part)).replace("simpo-", "dpo-")
-        if re.search(made.of, kind) and only in kind:
-            kinds.setdefault(kind, part)
-    shutil.move(whole, base / "intact")
-    for kind, file in kinds.items():
-        for damage, do in damages.items():
-            shutil.copytree(base / "intact", whole)  # paths are as they were
-            do(whole / file)
-            yield Case(name, kind, damage, *ask(whole, file, made.again, expected))
-            shutil.rmtree(whole)
-    shutil.rmtree(base / "intact")
-
-
-def ask(place: Path, file: Path, again: Again, expected: dict[str, str]) -> tuple[str, str, str, str]:
-    """What `doctor --verify`, a report, the repeated command, and `doctor --verify` behind it make of it."""
+def ask(place: Path, file: Path, again: Again, expected: Mapping[str, str]) -> tuple[str, str, str, str, float]:
+    """What `doctor --verify`, a report, the repeated command, and `doctor --verify` behind it make of it, and the processor's
+    seconds of the command."""
     here(place)
 
     def named(found: Callable[[], str]) -> str:
@@ -270,15 +449,15 @@ def ask(place: Path, file: Path, again: Again, expected: dict[str, str]) -> tupl
         if failed := again(place):
             return f"failed: {failed[0][:200]}"
         found = found_in(place)
-        # sums of what is trained already are not needed again
-        unread = {name for name in expected if name.startswith("reference/")} - set(found)
+        # sums and ratios of what is trained already are not needed again
+        unread = {name for name in expected if name.startswith(("reference/", "density_ratio/"))} - set(found)
         differing = [n for n in sorted({*found, *expected} - unread) if found.get(n) != expected.get(n)]
         return f"differs: {', '.join(differing)}" if differing else "anew"
 
     def verified() -> str:
         return "\n".join(verify(place / "runs").faults)
 
-    told = named(verified), named(report)
+    told, began = (named(verified), named(report)), time.process_time()
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             done = repeated()
@@ -286,11 +465,15 @@ def ask(place: Path, file: Path, again: Again, expected: dict[str, str]) -> tupl
         done = f"refused: {str(error)[:200]}"
     except Exception as error:
         done = f"crashed: {type(error).__name__}: {str(error)[:200]}"
-    return *told, done, named(verified)
+    seconds = time.process_time() - began
+    return *told, done, named(verified), seconds
 
 
 def found_in(folder: Path) -> dict[str, str]:
     found = results(stored_in(folder), folder / "cache")
+    for pattern in ALIKE:
+        paths = (path for path in folder.glob(pattern) if ".damaged" not in str(path))
+        found |= {str(path.relative_to(folder)).removeprefix("cache/"): digest_of(path.read_bytes()) for path in paths}
     frames = [path for path in (folder / "runs/report/frames").glob("*.parquet") if path.name != "looks.parquet"]
     return found | {f"report {path.name}": digest_of(path.read_bytes()) for path in frames}
 
@@ -316,15 +499,18 @@ def table(done: list[Case]) -> str:
 def counts(done: list[Case]) -> str:
     """By folder: how many files, cases, and what came of them, in Markdown."""
     lines = [
-        "| folder | kinds of files | cases | made anew | refused | named by `doctor --verify` | faults |",
-        "|---|---|---|---|---|---|---|",
+        "| folder | kinds of files | cases | named by `doctor --verify` | made anew | refused | named, and left | lost "
+        "| seconds to recover |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for place in dict.fromkeys(case.place for case in done):
         own = [case for case in done if case.place == place]
-        ends = [case.again.partition(":")[0] for case in own]
+        left = [case for case in own if case.stays]
+        ends = [case.again.partition(":")[0] for case in own if case not in left]
         cells = (
-            len({case.kind for case in own}), len(own), ends.count("anew"), ends.count("refused"),
-            sum(case.verify == "named" for case in own), sum(case.fault for case in own),
+            len({case.kind for case in own}), len(own), sum(case.verify == "named" for case in own), ends.count("anew"),
+            ends.count("refused"), len(left), sum(case.fault for case in own),
+            f"{statistics.median(case.seconds for case in own):.1f}",
         )  # fmt: skip
         lines.append(f"| {place} | " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
@@ -337,18 +523,24 @@ def main() -> None:
     parser.add_argument("--place", default="")
     parser.add_argument("--damage", default="", help="those whose name holds a word")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--list", action="store_true")
     given = parser.parse_args()
+    if given.list:
+        with tempfile.TemporaryDirectory() as temporary:
+            for one in tried(Path(temporary)):
+                print("".join(f"{one.place}: {kind}\n" for kind in one.kinds), end="", flush=True)
+        return
     done = []
     for case in cases(given.only, given.place, given.damage):
         done.append(case)
-        print(f"{len(done)}: {' · '.join(found or '–' for found in case)}", file=sys.stderr, flush=True)
+        print(f"{len(done)}: {' · '.join(str(found or '–') for found in case)}", file=sys.stderr, flush=True)
+        if given.json is not None:  # also of a campaign that is stopped
+            given.json.write_text(json.dumps([case._asdict() for case in done], indent=1) + "\n", encoding="utf-8")
     print(f"{table(done)}\n\n{counts(done)}")
     faults = [case for case in done if case.fault]
     print(f"{len(done)} cases, {len(faults)} faults")
     for case in faults:
         print(f"fault: {case}", file=sys.stderr)
-    if given.json is not None:
-        given.json.write_text(json.dumps([case._asdict() for case in done], indent=1) + "\n", encoding="utf-8")
     sys.exit(bool(faults))
 
 

@@ -126,7 +126,7 @@ def lend_measured(lender: Path, borrower: Path) -> None:
         target = borrower / source.parent.relative_to(lender)
         shutil.copy(source, target / source.name)
         if (source.parent / "trained.json").is_file() and (target / "trained.json").is_file():
-            rows = [_measured(*pair) for pair in zip(*map(_rows, (source.parent, target)), strict=True)]
+            rows = [sealed(_measured(*pair)) for pair in zip(*map(_rows, (source.parent, target)), strict=True)]
             (target / "steps.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
             facts = _measured(*(json.loads((at / "trained.json").read_text()) for at in (source.parent, target)))
             facts["files"]["steps.jsonl"] = hashlib.sha256((target / "steps.jsonl").read_bytes()).hexdigest()
@@ -138,7 +138,8 @@ def _measured(theirs: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
 
 
 def _rows(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "steps.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (folder / "steps.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != SEAL} for row in rows]
 
 
 def report(folder: Path, variant: Variant) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from pobench.files import write_text
 from tests.faults import damage, determinism, disks, kills, long_run
 from tests.pobench.stores import trained_run
 
@@ -20,7 +21,7 @@ def test_a_killed_command_loses_nothing_and_leaves_no_orphan() -> None:
 
 @pytest.mark.slow
 def test_a_damaged_file_is_found_and_no_wrong_result_is_taken_for_a_right_one() -> None:
-    done = list(damage.cases())
+    done = list(damage.cases(damage="another digit"))  # the others are the campaign's
     assert [case for case in done if case.fault] == [] and len(done) > 60
 
 
@@ -83,3 +84,37 @@ def test_a_damage_changes_the_file(tmp_path: Path) -> None:
         file.write_bytes(b"0123456789")
         do(file)
         assert file.exists() is (name != "gone") and (not file.exists() or file.read_bytes() != b"0123456789")
+
+
+def test_files_that_differ_in_digits_alone_are_of_one_kind_and_rounds_are_told_apart(tmp_path: Path) -> None:
+    runs = tmp_path / "runs/small"
+    for name, number in (("dpo-0123456789ab", 1), ("simpo-ba9876543210", 1), ("dpo-aaaaaaaaaaaa", 2)):
+        (runs / name / "checkpoint-12").mkdir(parents=True)
+        (runs / name / "config.yaml").write_text(f"kind: loss\nround: {number}\n")
+        (runs / name / "checkpoint-12/state.json").write_text("{}")
+        (runs / name / ".worker.lease").write_text("")
+    (runs / ".answers-0123456789ab.shards").mkdir()
+    for number in (0, 11):
+        (runs / f".answers-0123456789ab.shards/{number}.json").write_text("{}")
+    found = damage.stored_files(tmp_path)
+    assert {kind: len(files) for kind, files in found.items()} == {
+        "runs/setting/loss-…/config.yaml": 2, "runs/setting/loss-…/checkpoint-…/state.json": 2,
+        "runs/setting/loss-… of round 2/config.yaml": 1, "runs/setting/loss-… of round 2/checkpoint-…/state.json": 1,
+        "runs/setting/.answers-….shards/….json": 2,
+    }  # fmt: skip
+
+
+def test_what_lies_there_only_while_a_command_runs_is_found_and_the_command_can_be_stopped_there(
+    tmp_path: Path,
+) -> None:
+    def command(folder: Path) -> list[str]:
+        for number in range(3):
+            write_text(folder / f"runs/part-{number}-of-3.txt", "x")
+        write_text(folder / "runs/whole.txt", "xxx")
+        for path in folder.glob("runs/part-*"):
+            path.unlink()
+        return []
+
+    assert damage.passing_kinds(command, tmp_path / "a") == {"runs/part-….txt": 3}
+    damage.until(command, tmp_path / "b", "runs/part-….txt", 2)
+    assert [path.name for path in sorted((tmp_path / "b/runs").iterdir())] == ["part-0-of-3.txt", "part-1-of-3.txt"]

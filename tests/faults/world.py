@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerFast
 
 from pobench.columns import FRAMES
 from pobench.results.load import load_frames
@@ -72,6 +73,16 @@ def make_world(
     }
     (folder / "small.yaml").write_text(yaml.safe_dump(setting))
     return folder / "small.yaml"
+
+
+def save_reward_model(world: Path) -> Path:
+    """A reward model with the world's tokenizer and random weights; its folder."""
+    config = small_model().config
+    config.num_labels, config.pad_token_id = 1, 0
+    torch.manual_seed(1)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(world / "rewards")
+    tokenizer().save_pretrained(world / "rewards")
+    return world / "rewards"
 
 
 def results(runs: Path, cache: Path) -> dict[str, str]:

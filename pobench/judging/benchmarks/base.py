@@ -51,12 +51,14 @@ from pobench.judging.replies import Reply
 from pobench.model.generate import Answer, Decoding, batches_of, generate
 from pobench.progress import Advance, progress
 from pobench.registry import benchmarks
-from pobench.results.manifest import claim, finish, holds, manifest
+from pobench.results.manifest import causes_of, claim, finish, holds, manifest
 from pobench.settings.schema import START_SEED, Count, Seed
 from pobench.types import UnitInterval
 
 Ask = Callable[[Sequence[Request]], list[Reply]]
 OTHER_WEIGHTS = "it was made by other weights than the run has now"
+OTHER_ANSWERS = "it judges other answers than the run has now"
+CONFIG = "config.yaml"  # all settings of a benchmark, as they were when the files beside it were made
 
 
 class Question(NamedTuple):
@@ -410,6 +412,8 @@ class Asking(Benchmark):
             write_lines(complete, rows)
             finish(folder, complete.name)
             shards.remove(of_shards)
+        elif speaker.share.first:
+            self._keep_config(folder)
         return read_answers(complete, questions) if speaker.share.first else None
 
     def _by_shards(
@@ -462,7 +466,13 @@ class Asking(Benchmark):
     def _write_config(self, folder: Path) -> None:
         """Store all settings of the benchmark, as they were when these files were made."""
         values = {"benchmark": self.name, **self.model_dump(mode="json")}
-        write_text(folder / "config.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+        write_text(folder / CONFIG, yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+        finish(folder, CONFIG)
+
+    def _keep_config(self, folder: Path) -> None:
+        """Store the settings where they are not: the file was damaged."""
+        if CONFIG not in manifest(folder)["files"]:
+            self._write_config(folder)
 
 
 class Judged(Asking):
@@ -567,12 +577,13 @@ class Judged(Asking):
         answers = self.answers_folder(run, questions, speaker.spoken)
         digest = digest_of_answers(answers)
         for path in sorted(answers.glob("*/manifest.json")):  # of every judge: none may keep verdicts on other answers
-            judged_from = {**manifest(path.parent)["made_from"], "answers": digest}
-            _tell(speaker, claim(path.parent, judged_from, "it judges other answers than the run has now"))
+            if causes := causes_of(path.parent):
+                _tell(speaker, claim(path.parent, {**causes, "answers": digest}, OTHER_ANSWERS))
         if self.judge.model is None:
             return
         folder = self.verdicts_folder(run, questions, speaker.spoken)
-        claim(folder, {**self._judge_causes(questions), "answers": digest})
+        _tell(speaker, claim(folder, {**self._judge_causes(questions), "answers": digest}))
+        self._keep_config(folder)
         stored = folder / "verdicts.jsonl"
         rows = _lines(stored)
         if not rows or any("error" in row for row in rows):  # earlier replies are cached: not paid for again
@@ -708,10 +719,13 @@ def export(run: Path, to: Path, model: str) -> tuple[list[Path], list[str]]:
     written, faults = [], []
     for stored in sorted(run.glob("benchmarks/*/*/answers.jsonl")):
         name = stored.parent.parent.name
-        settings = yaml.safe_load((stored.parent / "config.yaml").read_text(encoding="utf-8"))
         try:
+            config = stored.with_name(CONFIG)
             if files := manifest(stored.parent).get("files"):
                 checked_bytes(stored, files.get(stored.name))
+                if CONFIG in files:  # earlier versions did not list it
+                    checked_bytes(config, files[CONFIG])
+            settings = yaml.safe_load(config.read_text(encoding="utf-8"))
             benchmark = benchmarks.get(name)(**{k: v for k, v in settings.items() if k != "benchmark"})
             path = to / f"{name}-{stored.parent.name}{benchmark.suffix}"
             benchmark.export(path, read_answers(stored, benchmark.questions()), model)

@@ -118,7 +118,7 @@ def compared(
     if verdicts_of is None:
         return None
     verdicts = [Verdict(*values) for values in verdicts_of]
-    unread = [v.error for v in verdicts if math.isnan(v.probability)]
+    unread = [v.error or "the judge gave nan" for v in verdicts if math.isnan(v.probability)]
     notes = [f"{len(unread)} of {len(shown)} verdicts could not be read ({unread[0]})"] if unread else []
     for note in [*getattr(judge, "notes", ()), *notes]:
         context.say(f"{context.task.title}: {note}")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from pobench.errors import PobenchError
+from pobench.judging.pairwise import Comparison
 from pobench.judging.reward_model import RewardModel
 from pobench.judging.weights import Weights
 from tests.pobench.small_chat_model import SIZES, character_tokenizer
@@ -63,3 +66,25 @@ def test_a_model_whose_rewards_depend_on_the_batch_is_refused(tmp_path, monkeypa
     monkeypatch.setattr(judge, "_batch", lambda rows: [reward + len(rows) for reward in own(rows)])
     with pytest.raises(PobenchError, match=r"alone and .* beside longer ones.*batch_size=1"):
         judge.rewards(ANSWERS)
+
+
+def test_a_reward_that_overflows_decides_nothing_and_is_called_what_it_is(tmp_path) -> None:
+    judge = RewardModel(Weights(str(saved(tmp_path, "llama")), precision="fp32"))
+    comparison = Comparison("Say hello.", "hello", "go away")
+    assert math.isfinite(judge.judge(*comparison))
+    (long,) = judge.judge_many([comparison._replace(b="x" * 600)])
+    assert "the model reads 256" in long.error
+    with torch.no_grad():
+        judge.model.score.weight.fill_(3e38)
+    (verdict,) = judge.judge_many([comparison])
+    assert math.isnan(verdict.probability) and "computes a reward of" in verdict.error
+    assert all(map(math.isnan, judge.rewards(ANSWERS)))
+
+
+def test_a_reward_model_with_a_weight_that_is_nan_is_refused(tmp_path) -> None:
+    folder = saved(tmp_path, "llama")
+    state = load_file(folder / "model.safetensors")
+    state["score.weight"][0, 3] = math.nan
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(PobenchError, match=r"weights hold nan or infinity: score\.weight"):
+        RewardModel(Weights(str(folder), precision="fp32")).rewards(ANSWERS)

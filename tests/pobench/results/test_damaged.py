@@ -11,11 +11,12 @@ import pytest
 from stores import START, start_run, trained_run, unscored
 
 from pobench.errors import CorruptError, PobenchError
-from pobench.files import read_marker, sealed, write_json
+from pobench.files import read_marker, sealed, sha256_of, write_json
 from pobench.results.frame_files import read_frames, write_frames
 from pobench.results.load import load_frames, open_frames
 from pobench.results.run_folder import RunFolder
 from pobench.runs.verify import verify
+from pobench.training import checkpoint
 from tests.faults.damage import another_digit
 
 RUN = "tiny/simpo-aaaaaaaaaaaa"
@@ -113,3 +114,70 @@ def test_trials_with_another_digit_are_left_out_and_named(store: Path, capsys: p
     assert load_frames(store)["tuning"]["lr"].tolist() == [0.125]
     digest_file(path).write_text(f"{'0' * 64}  trials.csv\n")
     assert load_frames(store)["tuning"].empty and "trials are left out" in capsys.readouterr().err
+
+
+def test_the_steps_of_a_training_end_before_one_with_another_digit(store: Path) -> None:
+    folder = RunFolder(store, RUN)
+    folder.rewind_steps(0)
+    for step in range(1, 5):
+        folder.log_step({"step": step, "loss": 0.5 + step, "accuracy": float("nan")})
+    lines = (folder.path / "steps.jsonl").read_text().splitlines()
+    (folder.path / "steps.jsonl").write_text("\n".join([*lines[:2], lines[2].replace("3.5", "3.6"), lines[3]]) + "\n")
+    assert [row["loss"] for row in folder.logged()] == [1.5, 2.5] and "seal" not in folder.logged()[0]
+    (folder.path / "steps.jsonl").write_text('{"step": 1, "loss": 2}\n[1]\n')  # the first is of an earlier version
+    assert folder.logged() == [{"step": 1, "loss": 2}]
+    assert [fault for fault in verify(store).faults if "steps.jsonl" in fault]
+
+
+def test_a_configuration_that_lost_its_last_lines_is_found(store: Path) -> None:
+    path = store / RUN / "config.yaml"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[: len(lines) // 2]))
+    with pytest.raises(CorruptError, match="not those that were written"):
+        _ = RunFolder(store, RUN).config
+    assert [fault for fault in verify(store).faults if str(path) in fault]
+    path.write_text("".join(lines[1:-1]))  # of an earlier version
+    assert RunFolder(store, RUN).config["kind"] == "loss"
+
+
+@pytest.mark.parametrize("damage", [another_digit, Path.unlink], ids=["another digit", "gone"])
+def test_damaged_vectors_beside_the_scores_are_named(damage: Callable[[Path], object], store: Path) -> None:
+    folder = RunFolder(store, RUN)
+    path = folder.path / "vectors.npz"
+    path.write_bytes(b"0123456789")
+    folder.write_json("scores.json", {"causes": {}, "rows": [], "vectors": sha256_of(path)})
+    assert folder.unread == [] and verify(store).faults == []
+    damage(path)
+    assert [error.path for error in folder.unread] == [path] and [f for f in verify(store).faults if str(path) in f]
+
+
+def test_what_an_interrupted_command_goes_on_from_is_checked(store: Path) -> None:
+    part, saved = store / RUN / ".answers-000000000002.shards/0.json", store / RUN / "checkpoint-1"
+    write_json(part, sealed({"rows": [1]}))
+    saved.mkdir()
+    weights = saved / "weights-1.safetensors"
+    weights.write_bytes(b"0123456789")
+    state = {"step": 1, "content": "", "files": {weights.name: sha256_of(weights)}}
+    (saved / "state.json").write_text(json.dumps({"state": state, "sha256": checkpoint._digest(state)}))
+    assert verify(store).faults == []
+    for file in (part, weights, saved / "state.json"):
+        content = file.read_bytes()
+        another_digit(file)
+        assert len([fault for fault in verify(store).faults if str(file) in fault]) == 1
+        file.write_bytes(content)
+
+
+@pytest.mark.parametrize("files", [3, None, "x", [1]])
+def test_a_marker_whose_list_of_files_is_none_is_damaged(files: object, store: Path) -> None:
+    (store / RUN / "trained.json").write_text(json.dumps({"files": files}))
+    assert open_frames(store).left_out == (RUN,)
+    assert [fault for fault in verify(store).faults if "it lists no files" in fault]
+
+
+def test_what_a_pair_of_losses_shows_is_checked(store: Path) -> None:
+    pair = RunFolder(store, "tiny/pair-0123456789ab")
+    pair.path.mkdir()
+    pair.show({"compare": "compare-000000000001"})
+    assert verify(store).faults == []
+    another_digit(pair.path / "shown.json")
+    assert [fault for fault in verify(store).faults if "pair-0123456789ab/shown.json" in fault]

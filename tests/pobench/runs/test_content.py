@@ -251,6 +251,13 @@ def test_damaged_results_are_found_named_and_made_anew(plan_here, tmp_path, caps
     assert ran(plan) == {"loss: heldout": 1}
     assert verify(tmp_path / "runs").faults == []
     load_frames(tmp_path / "runs")
+    # sums that nothing which is left reads
+    sums = next(tmp_path.glob("cache/reference/*/sums-*"))
+    spoil(sums)
+    assert any(sums.name in fault for fault in verify(tmp_path / "runs").faults)
+    plan = plan_here("dpo")
+    assert any(sums.name in note and "set aside" in note for note in plan.notes)
+    assert ran(plan) == {} and verify(tmp_path / "runs").faults == []
 
 
 @pytest.mark.slow

@@ -27,10 +27,11 @@ from pobench.runs.execute import execute
 from pobench.runs.onpolicy import recipe_for
 from pobench.runs.plan import make_plan
 from pobench.runs.rehearsal import rehearse
-from pobench.runs.sampling import Sampling, draw, make_pairs
+from pobench.runs.sampling import Sampling, draw, line_faults, make_pairs
 from pobench.runs.worker import run as work
 from pobench.settings.resolve import resolve
 from pobench.sources import weights_digest
+from tests.faults.damage import DAMAGES
 
 ROWS = [{"id": f"p{i}", "prompt": text, "kind": "any"} for i, text in enumerate(("hi", "what is a bee?", "go on"))]
 
@@ -153,6 +154,30 @@ def test_a_repeated_call_draws_nothing(tmp_path, parts):
     before = out.read_bytes()
     make_pairs(ROWS, ByShareOfLetters(), out, **parts, decoding=DRAWN, progress=lambda d, n: pytest.fail("drew again"))
     assert out.read_bytes() == before
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_samples_that_are_damaged_are_drawn_again_and_no_others(damage, tmp_path, parts, capsys):
+    out, spoken = tmp_path / "pairs.jsonl", {"model": parts["model"], "chat": parts["chat"], "batch_size": 1}
+    sampling = Sampling(ROWS, out, parts["made_by"], DRAWN)
+    draw(sampling, **spoken)
+    sampling.gather()
+    whole = sampling.file.read_bytes()
+    DAMAGES[damage](sampling.file)
+    assert damage == "gone" or line_faults(sampling.file)
+    kept = len(sampling.gather())
+    assert damage == "gone" or "drawn again" in capsys.readouterr().err
+    assert kept == 29 if damage in ("a flipped byte", "another digit") else kept < 29
+    draw(sampling, **spoken)
+    sampling.gather()
+    assert sampling.file.read_bytes() == whole and not line_faults(sampling.file)
+
+
+def test_samples_of_an_earlier_version_which_hold_no_digests_are_read(tmp_path, parts):
+    sampling = Sampling(ROWS, tmp_path / "pairs.jsonl", parts["made_by"], DRAWN)
+    sample = {"id": "p0", "sample": 0, "text": "a", "tokens": 1, "finished": True}
+    sampling.file.write_text("".join(json.dumps(row) + "\n" for row in ({"samples_of": sampling.origin}, sample)))
+    assert [one._asdict() for one in sampling.gather()] == [sample] and not line_faults(sampling.file)
 
 
 def test_samples_drawn_otherwise_are_not_mixed_in(tmp_path, parts):

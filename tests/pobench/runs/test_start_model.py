@@ -20,9 +20,11 @@ from pobench.runs.plan import make_plan
 from pobench.runs.rehearsal import rehearse
 from pobench.runs.start_model import make_start_model, prepare_stage, stage_folder, start_model
 from pobench.runs.task import Task
+from pobench.runs.verify import verify
 from pobench.runs.worker import run
 from pobench.settings.resolve import resolve
 from pobench.training import checkpoint
+from tests.faults.damage import another_digit
 
 SFT = {"lr": 1e-3, "batch_size": 4, "precision": "fp32", "checkpoint_seconds": 0.0}
 
@@ -107,6 +109,26 @@ def test_an_interrupted_stage_resumes_bit_for_bit(with_sft, tmp_path, monkeypatc
     make_start_model(job, folder)
     assert same(weights(start_model(job)), undisturbed)
     assert not list(folder.path.glob("checkpoint-*"))
+
+
+def test_a_damaged_start_model_is_made_again_and_damaged_conversations_are_read_again(with_sft, tmp_path) -> None:
+    jobs = with_sft()
+    folder, _ = prepare_stage(jobs[0])
+    make_start_model(jobs[0], folder)
+    made = (*folder.path.glob("demonstrations.*"), folder.path / "model/model.safetensors")
+    before = {path: path.read_bytes() for path in made}
+    for name in ("trained.json", "model/model.safetensors", "demonstrations.parquet", "read.json"):
+        another_digit(folder.path / name)
+        assert any(Path(name).name in fault for fault in verify(tmp_path / "runs").faults), name
+        plan = make_plan(jobs, tmp_path / "runs", ("sft",))
+        trained = name in ("trained.json", "model/model.safetensors")
+        assert bool(plan.left) is trained is any(name in note for note in plan.notes)
+        assert {outcome.status for outcome in execute(plan)} <= {"finished", "skipped"}
+        assert all(path.read_bytes() == content for path, content in before.items())
+        assert verify(tmp_path / "runs").faults == []
+    another_digit(start_model(jobs[0]) / "model.safetensors")
+    with pytest.raises(PobenchError, match=r"model\.safetensors.* is damaged.*\n.*add the stage"):
+        make_plan(jobs, tmp_path / "runs", ("train",))
 
 
 def test_what_decides_the_start_model_names_its_folder_and_nothing_else_does(with_sft, tmp_path) -> None:

@@ -203,6 +203,8 @@ def test_rows_without_anything_to_learn_are_refused_all_together(tokenizer) -> N
         {"prompt": "say a", "response": "a", "system": "speak"},
         {"messages": [{"role": "user", "content": "say a", "images": ["p"]}, {"role": "assistant", "content": "a"}]},
         {"prompt": "[INST] say a [/INST]", "response": "a"},
+        {"prompt": "say \ud800", "response": "a"},
+        {"prompt": " ", "response": "a"},
     ]
     with pytest.raises(PobenchError) as error:
         conversations(tokenizer, bad)
@@ -220,7 +222,9 @@ def test_rows_without_anything_to_learn_are_refused_all_together(tokenizer) -> N
             "row 8, 'system': changes what is asked and is not read; put its words into the messages",
             "a message with `images`, which is not read",
             "text of the chat template [INST] inside a turn; store chat messages",
-            "9 of 10 rows are bad (sft.on_bad_row: drop continues without them)",
+            "row 11, 'messages[0]': broken UTF-8",
+            "row 12, 'messages[0]': a user turn is empty",
+            "11 of 12 rows are bad (sft.on_bad_row: drop continues without them)",
         )
     )
 

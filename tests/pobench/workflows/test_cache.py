@@ -27,6 +27,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         _write(folder / "sft" / f"start-{name}" / "model" / "model.safetensors", f"sft {name}")
     for name in ("0123456789ab", "ba9876543210"):
         _write(folder / "reference" / name / "sums.safetensors", name)
+        _write(folder / "density_ratio" / name / "ratios.safetensors", name)
     for name in ("ORG_rows-train.parquet", "ORG_others-train.parquet"):
         _write(folder / "data" / name, name)
     for kind in ("replies", "downloads", "jobs"):
@@ -36,7 +37,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "weights": weights_digest(folder / "models" / "named"),
         "begins": weights_digest(folder / "sft/start-named/model"),
     }
-    _finish(run, {**named, "reference": "reference-0123456789ab", "rows": "ORG/rows"})
+    named |= {kind: f"{kind}-0123456789ab" for kind in ("reference", "density_ratio")}
+    _finish(run, {**named, "rows": "ORG/rows"})
     old = time.time() - 40 * DAY
     for path in [folder, *folder.rglob("*")]:
         if "fresh" not in str(path):
@@ -59,6 +61,7 @@ def _left(cache: Path) -> set[str]:
 
 KEPT = {
     "models/named", "models/fresh", "sft/start-named", "sft/start-fresh", "reference/0123456789ab",
+    "density_ratio/0123456789ab",
     "data/ORG_rows-train.parquet", "replies/one", "downloads/one", "jobs/one",
 }  # fmt: skip
 

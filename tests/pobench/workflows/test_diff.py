@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from pobench.cli.diff import app
 from pobench.errors import PobenchError
-from pobench.results.run_folder import SEALED_BY
+from pobench.results.run_folder import SEALED, SEALED_BY
 from pobench.workflows.diff import differences, sentences
 
 
@@ -55,7 +55,7 @@ def test_a_loss_with_other_values_is_compared_and_the_values_are_named(before, t
     after = tmp_path / "after"
     shutil.copytree(before, after)
     config = after / "tiny/simpo-0123456789ab/config.yaml"
-    text = config.read_text().rpartition(SEALED_BY)[0]
+    text = config.read_text().rpartition(SEALED_BY)[0].removeprefix(SEALED)
     config.write_text(text.replace("  beta: ", "  beta: 1", 1))
     (found,) = differences(str(before), str(after))
     assert not found.only_before and not found.only_after and found.same == 10

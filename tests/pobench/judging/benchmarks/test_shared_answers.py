@@ -20,7 +20,9 @@ from pobench.judging.benchmarks.base import Asking, Benchmark, Speaker, Spoken
 from pobench.judging.benchmarks.downstream import Downstream
 from pobench.model.generate import Decoding, generate
 from pobench.registry import benchmarks
+from pobench.runs.verify import verify
 from pobench.shards import ALONE, Share
+from tests.faults.damage import another_digit
 
 ASKING = ("alpaca_eval", "arena_hard", "mt_bench", "zeroeval")
 SPOKEN = Spoken("a template", "fp32", "some weights")
@@ -186,3 +188,20 @@ def test_every_asking_benchmark_is_tried_here() -> None:
     kinds = {name: benchmarks.get(name).function for name in benchmarks.names()}
     asking = {name for name, kind in kinds.items() if issubclass(kind, Asking)}
     assert asking == {*ASKING, "arena_hard_v2"}, "arena_hard_v2 differs in its judge alone"
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "config.yaml", "answers.jsonl"])
+@pytest.mark.parametrize("part", ["answers", "verdicts"])
+def test_what_is_damaged_of_a_benchmark_is_found_and_made_anew(
+    file, part, small, speaker_of, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setenv("POBENCH_CACHE", str(tmp_path / "cache"))
+    benchmark, run = small("alpaca_eval"), tmp_path / "run"
+    benchmark.evaluate(run, speaker_of(ALONE))
+    before, questions = stored(run), benchmark.questions()
+    folder = getattr(benchmark, f"{part}_folder")(run, questions, SPOKEN)
+    path = folder / (file if part == "answers" else file.replace("answers", "beside"))
+    another_digit(path)
+    assert any(path.name in fault for fault in verify(run).faults) and not benchmark.done(run, SPOKEN)
+    benchmark.evaluate(run, speaker_of(ALONE))
+    assert benchmark.done(run, SPOKEN) and stored(run) == before and not verify(run).faults
