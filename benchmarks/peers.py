@@ -16,7 +16,6 @@ import gc
 import json
 import math
 import os
-import platform
 import resource
 import signal
 import statistics
@@ -29,6 +28,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from children import pass_turn, wait_for_turn
+from processor import cores, cpu_name
 from trl_variants import Variant
 
 from pobench.data.order import data_order, mismatch, subset
@@ -279,20 +279,13 @@ class StepClock:
         return statistics.median(rates)
 
 
-def cpu_name() -> str:
-    """The processor's model name; its architecture if the system does not tell."""
-    with open("/proc/cpuinfo", encoding="utf-8") if os.path.exists("/proc/cpuinfo") else open(os.devnull) as file:
-        names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
 def about_machine(accelerator: Any) -> dict[str, Any]:
     """The environment of a measurement: packages, processor, threads."""
     from pobench.model.device import environment
 
     found = environment(accelerator)
     found["packages"]["trl"] = version_of("trl")
-    return {**found, "cpu": cpu_name(), "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else None}
+    return {**found, "cpu": cpu_name(), "cores": cores()}
 
 
 # ---------------------------------------------------------------- pobench

@@ -20,7 +20,7 @@ from pobench.settings.schema import TrainConfig
 from pobench.types import Pair, SequenceLogps, TokenPair
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
-SCRIPTS = ("vs_trl", "against_trl", "scaling", "suite", "gpu", "page", "training_step", "two_processes")
+SCRIPTS = ("vs_trl", "against_trl", "scaling", "suite", "gpu", "page", "training_step", "two_processes", "first_hour")
 
 
 def script(name: str) -> Any:
@@ -329,6 +329,11 @@ def results() -> dict[str, dict[str, Any]]:
         "suite": {
             **common, "losses": {"dpo": 1.0, "kto": 2.0}, "pobench_seconds": 3.0, "trl_seconds": totals,
             "time_ratio": {k: 3.0 / v for k, v in totals.items()}, "reference_passes": 1.0,
+        },
+        "first_hour": {
+            "setting": "tiny", "installed": True, "seconds": 9.0,
+            "steps": [{"name": "clone", "command": "git clone", "limit": 60.0, "seconds": 9.0, "ended": "done"}],
+            "site": {"pages": 3, "files": 9, "bytes": 100, "absent": []}, "environment": common["environment"],
         },
     }  # fmt: skip
 
