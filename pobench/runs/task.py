@@ -14,7 +14,7 @@ from pobench.results.arms import GREEK, show_setting
 from pobench.results.run_folder import RunFolder
 from pobench.runs.stage import Node
 from pobench.settings.job import Job, Round
-from pobench.settings.schema import COMMANDS, SECTIONS, TunedConfig
+from pobench.settings.schema import COMMANDS, SECTIONS, Section, TunedConfig
 from pobench.shards import ALONE, Share
 
 
@@ -129,7 +129,7 @@ class Task:
     def load(cls, path: Path) -> Task:
         values = json.loads(path.read_text())
         job = values["job"]
-        schemas = {**SECTIONS, **COMMANDS, "tuned": TunedConfig}
+        schemas: dict[str, type[Section]] = {**SECTIONS, **COMMANDS, "tuned": TunedConfig}
         parsed = {name: schema.model_validate(job[name]) for name, schema in schemas.items() if job.get(name)}
         changes = {
             "job": Job(**{**job, **parsed, "round": Round(**job["round"])}),
