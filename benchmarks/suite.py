@@ -1,4 +1,4 @@
-"""All registered losses, one epoch each, compared with as many TRL runs.
+"""Losses of pairs, one epoch each, compared with as many TRL runs.
 
     python benchmarks/suite.py --model tiny --pairs 64 --out FILE
 
@@ -39,6 +39,14 @@ def main() -> None:
     parser.add_argument("--warm-up", type=int, default=2, help="TRL's steps before the clock starts")
     parser.add_argument("--best-micro", type=int, help="pairs a forward pass of TRL at its best; default: by a trial")
     peers.run_script(measure, parser)
+
+
+GIVEN = {"reference", "kl", "batch"}  # what a loss may ask for here: stored sums, and what a batch has anyway
+
+
+def suited() -> list[str]:
+    """The registered losses that ask for no more than `GIVEN`: none of ratings, tokens, distributions, lists or answers."""
+    return [name for name in list_losses() if get_loss(name).needs <= GIVEN and not get_loss(name).moves_reference]
 
 
 class Round(NamedTuple):
@@ -89,7 +97,7 @@ def one_round(given: argparse.Namespace, trl: Work, micro: int, own: Path) -> Ro
     """Every loss by pobench, then one run of each of TRL's variants. micro: pairs a forward pass of TRL at its best. own: a
     folder for the round's cache, which is empty at first: a round holds its reference pass."""
     own.mkdir()
-    works = [peers.work_of(given, job_of(given, name), Path(trl.pairs), own) for name in list_losses()]
+    works = [peers.work_of(given, job_of(given, name), Path(trl.pairs), own) for name in suited()]
     ours = in_child(run_suite, works)
     say(f"{own.name}: {len(works)} losses in {ours['seconds']:.1f} s")
     variants = {

@@ -238,6 +238,12 @@ def test_sizes_must_grow() -> None:
         scaling.largest_divisor(1000, 0)
 
 
+def test_a_suite_takes_the_losses_that_stored_sums_and_a_batch_serve() -> None:
+    suited = set(script("suite").suited())
+    assert {"dpo", "simpo", "kto", "beta_dpo"} <= suited
+    assert not suited & {"dro_v", "mallows_dpo", "tdpo1", "plackett_luce", "kto_unpaired", "tr"}
+
+
 def test_the_estimate_of_a_suite_charges_the_reference_only_where_it_is_needed() -> None:
     step = {"default": 10.0, "default_without_reference": 7.0, "best": 4.0}
     # three losses with a reference, two without: 3 · 10 + 2 · 7; 5 · 4 + 3 · 1.5; 5 · 4 + 1.5
