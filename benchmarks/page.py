@@ -42,6 +42,9 @@ ANSWERERS = {
 }
 
 
+NAMED = {"model": "model", "arithmetic": "dtype"}  # columns of every table, where a result has them
+
+
 class Kind(NamedTuple):
     """One benchmark: its heading, captions, and the functions that make its table and picture from a result. more: further
     tables by what stands above them."""
@@ -52,6 +55,9 @@ class Kind(NamedTuple):
     figure: Callable[[dict[str, Any]], Figure]
     absent: str = ""  # what the page says while there is no result; "": nothing
     more: Callable[[dict[str, Any]], dict[str, list[dict[str, Any]]]] = lambda result: {}
+    of: Callable[[dict[str, Any]], str] = lambda result: (  # what a result was measured on
+        f"{result['model']} on {result['data']}, batches of {result['batch_size']} pairs"
+    )
 
 
 def main() -> None:
@@ -90,7 +96,7 @@ def build(folder: Path) -> Path:
             parts += [f"## {kind.title}", kind.absent] if kind.absent else []
             continue
         rows = [
-            {"file": stem, "model": result["model"], "arithmetic": result["dtype"], **row}
+            {"file": stem, **{name: result[key] for name, key in NAMED.items() if key in result}, **row}
             for stem, result in mine.items()
             for row in kind.rows(result)
         ]
@@ -114,11 +120,12 @@ def _conditions(results: dict[str, dict[str, Any]]) -> str:
     lines = []
     for stem, result in results.items():
         machine = result["environment"]
-        versions = ", ".join(f"{p} {machine['packages'].get(p)}" for p in ("torch", "transformers", "trl"))
+        packages = machine["packages"]
+        versions = ", ".join(f"{p} {packages[p]}" for p in ("torch", "transformers", "trl") if p in packages)
         device = machine["cpu"] if machine["device"] == "cpu" else machine["device"]
         lines.append(
             clean(f"{stem}: {device}, {machine['threads']} threads, Python {machine['python']}, {versions}; ")
-            + clean(f"{result['model']} on {result['data']}, batches of {result['batch_size']} pairs")
+            + clean(KINDS[result["benchmark"]].of(result))
         )
     return "\n".join(f"- {line}" for line in lines)
 
@@ -352,7 +359,43 @@ def _suite_figure(result: dict[str, Any]) -> Figure:
     return figure
 
 
+# ---------------------------------------------------------------- a stranger's path
+
+
+def _first_hour_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The steps, and what they come to."""
+    steps = [
+        {"step": step["name"], "command": step["command"], "seconds": step["seconds"], "ended": step["ended"]}
+        for step in result["steps"]
+    ]
+    site = result["site"]
+    shown = f"{site['pages']} pages, {len(site['absent'])} links lead nowhere" if site else "not reached"
+    return [*steps, {"step": "all", "command": f"the site: {shown}", "seconds": result["seconds"], "ended": ""}]
+
+
+def _first_hour_figure(result: dict[str, Any]) -> Figure:
+    seconds: dict[str, float] = {}
+    for step in result["steps"]:
+        seconds[step["name"]] = seconds.get(step["name"], 0.0) + step["seconds"]
+    figure, (ax,) = plot.panels(1, columns=1, height=0.5 + 0.28 * len(seconds))
+    for place, spent in enumerate(seconds.values()):
+        bar(ax, place, spent, OURS)
+    bars_axis(ax, list(seconds), "s")
+    return figure
+
+
 KINDS = {
+    "first_hour": Kind(
+        "From a clone to a shared site",
+        "What a stranger types, in an empty folder with empty caches: the README's installation and first report, a loss and "
+        "54 pairs of one's own, the site. What one writes in between is not timed.",
+        _first_hour_rows,
+        _first_hour_figure,
+        "Not measured yet. `python3 benchmarks/first_hour.py --out benchmarks/results/first_hour.json` takes half an hour.",
+        of=lambda result: (
+            f"the first report on {result['setting']}{', nothing installed' if result['installed'] else ''}"
+        ),
+    ),
     "vs_trl": Kind(
         "The training step, against TRL's DPOTrainer",
         "Same token ids, same batches, same objective (checked over several optimiser steps before anything is timed), "

@@ -16,7 +16,6 @@ import gc
 import json
 import math
 import os
-import platform
 import resource
 import signal
 import statistics
@@ -29,6 +28,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from children import pass_turn, wait_for_turn
+from processor import cores, cpu_name
 from trl_variants import Variant
 
 from pobench.data.order import data_order, mismatch, subset
@@ -44,6 +44,7 @@ from pobench.registry import get_loss
 from pobench.settings.job import Job
 from pobench.settings.read import list_settings
 from pobench.settings.resolve import resolve
+from pobench.settings.schema import TrainConfig
 from pobench.sources import fetch_model, weights_digest
 from pobench.training.loop import train
 from pobench.training.memory import peak_memory
@@ -278,30 +279,36 @@ class StepClock:
         return statistics.median(rates)
 
 
-def cpu_name() -> str:
-    """The processor's model name; its architecture if the system does not tell."""
-    with open("/proc/cpuinfo", encoding="utf-8") if os.path.exists("/proc/cpuinfo") else open(os.devnull) as file:
-        names = [line.partition(":")[2].strip() for line in file if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
 def about_machine(accelerator: Any) -> dict[str, Any]:
     """The environment of a measurement: packages, processor, threads."""
     from pobench.model.device import environment
 
     found = environment(accelerator)
     found["packages"]["trl"] = version_of("trl")
-    return {**found, "cpu": cpu_name(), "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else None}
+    return {**found, "cpu": cpu_name(), "cores": cores()}
 
 
 # ---------------------------------------------------------------- pobench
 
 
+class ReferencePass(NamedTuple):
+    """The reference sums, the number of responses that were computed for them, and the seconds that it took."""
+
+    sums: ReferenceSums | None
+    computed: int
+    seconds: float
+
+
+NO_PASS = ReferencePass(None, 0, 0.0)
+
+
 def reference_of(
-    cache: Path, model: Any, weights: str, passes: Sequence[Sequence[Group]], config: Any, accelerator: Any
-) -> tuple[ReferenceSums, int, float]:
-    """(the model's sums of all groups, number of responses computed, seconds that it took). passes: each has its own folder in
-    the cache, and is computed if that is missing."""
+    work: Work, model: Any, pairs: Sequence[TokenPair], others: list[int] | None, config: TrainConfig, accelerator: Any
+) -> ReferencePass:
+    """The model's sums of all pairs, and of the mismatched answers where `others` says whose they are. Each of the two has
+    a folder in the cache of `work.place`, and is computed if that is missing."""
+    passes = [[Group.of(p) for p in pairs], *([mismatched_groups(pairs, others)] if others else [])]
+    weights, cache = weights_digest(Path(work.model)), Path(work.place) / "reference"
     policy = ResponseLogps(model.to(accelerator.device), config.head_tile, compiled=config.compile)
     scorer = sum_scorer(policy, passes[0], config, accelerator)
     started, computed, folders = time.perf_counter(), 0, []
@@ -309,22 +316,12 @@ def reference_of(
         causes = reference_causes(groups, weights, scorer.arithmetic)
         folders.append(reference_folder(cache, causes))
         computed += compute_reference(folders[-1], groups, scorer, causes)
-    return ReferenceSums.load(*folders), computed, time.perf_counter() - started
+    return ReferencePass(ReferenceSums.load(*folders), computed, time.perf_counter() - started)
 
 
-def run_pobench(work: Work) -> dict[str, Any]:
-    """Train with pobench: see `measured`; reference_seconds and reference_computed (responses) tell the cost of the
-    reference pass, 0 where the cache had it all; train_seconds is all that `train` took, that pass included."""
-    import torch
-
-    from pobench.settings.schema import TrainConfig
-
-    torch.set_num_threads(work.threads)
-    accelerator = make_accelerator(work.precision)
-    pairs = load_pairs(Path(work.pairs))[: work.count]
-    order = training_order(pairs[: work.trained])
-    warm = warm_up_order(order, work.warm_up * work.batch_size)
-    config = TrainConfig(
+def train_config(work: Work) -> TrainConfig:
+    """TRL's defaults where the two differ, and no checkpoint on the clock."""
+    return TrainConfig(
         lr=work.lr,
         batch_size=work.batch_size,
         schedule="linear",
@@ -334,29 +331,43 @@ def run_pobench(work: Work) -> dict[str, Any]:
         compile=work.compile,
         checkpoint_seconds=1e9,
     )
+
+
+class _Steps:
+    """What is measured of each step: its time, its loss, and how many graphs there are behind it."""
+
+    def __init__(self, work: Work, device: Any) -> None:
+        self.work, self.losses, self.graphs = work, list[float](), list[int]()
+        self.clock = StepClock(work.precision, device, multiplies=work.warm_up > 0 or work.rated)
+
+    def __call__(self, row: dict[str, Any]) -> None:
+        """A step has ended; its row. Raises Enough at `work.stop_at`."""
+        self.clock()
+        self.losses.append(row["loss"])
+        self.graphs.append(compiled_graphs())
+        if self.clock.is_enough(self.work):
+            raise Enough
+
+
+def run_pobench(work: Work) -> dict[str, Any]:
+    """Train with pobench: see `measured`; reference_seconds and reference_computed (responses) tell the cost of the
+    reference pass, 0 where the cache had it all; train_seconds is all that `train` took, that pass included."""
+    import torch
+
+    torch.set_num_threads(work.threads)
+    accelerator = make_accelerator(work.precision)
+    pairs = load_pairs(Path(work.pairs))[: work.count]
+    order = training_order(pairs[: work.trained])
+    warm = warm_up_order(order, work.warm_up * work.batch_size)
+    config = train_config(work)
     libraries = 0 if accelerator.device.type == "cuda" else libraries_memory(work.model)
     model = load_model(Path(work.model), dtype=torch.float32)
     use_flex(model, device=accelerator.device)
-    shape = Shape.of(model)
-    loss = get_loss(work.loss)
-    losses: list[float] = []
-    clock = StepClock(work.precision, accelerator.device, multiplies=work.warm_up > 0 or work.rated)
-    graphs: list[int] = []
-
-    def log(row: dict[str, Any]) -> None:
-        clock()
-        losses.append(row["loss"])
-        graphs.append(compiled_graphs())
-        if clock.is_enough(work):
-            raise Enough
-
+    shape, loss = Shape.of(model), get_loss(work.loss)
+    steps = _Steps(work, accelerator.device)
     started = now(accelerator.device)
-    reference, computed, reference_seconds = None, 0, 0.0
     others = mismatch(pairs) if "kl" in loss.needs else None
-    if loss.reads_reference:
-        passes = [[Group.of(p) for p in pairs], *([mismatched_groups(pairs, others)] if others else [])]
-        weights, cache = weights_digest(Path(work.model)), Path(work.place) / "reference"
-        reference, computed, reference_seconds = reference_of(cache, model, weights, passes, config, accelerator)
+    reference = reference_of(work, model, pairs, others, config, accelerator) if loss.reads_reference else NO_PASS
     trained = None
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(Enough):
         trained = train(
@@ -368,21 +379,21 @@ def run_pobench(work: Work) -> dict[str, Any]:
             work.settings,
             config,
             folder=Path(folder),
-            reference=reference,
+            reference=reference.sums,
             mismatched=others,
-            log=log,
+            log=steps,
         )
-    whole = now(accelerator.device) - started - clock.between()
+    whole = now(accelerator.device) - started - steps.clock.between()
     return {
-        **measured(work, accelerator, shape, libraries, clock, pairs, mismatched=others is not None),
-        "losses": losses,
-        "graphs": graphs,
+        **measured(work, accelerator, shape, libraries, steps.clock, pairs, mismatched=others is not None),
+        "losses": steps.losses,
+        "graphs": steps.graphs,
         "layout": trained.layout if trained else None,
         "layout_reason": trained.layout_reason if trained else "not known: ended before its time",
         "train_seconds": whole,
-        "mean_flops": clock.mean_rate() if work.rated else None,
-        "reference_seconds": reference_seconds,
-        "reference_computed": computed,
+        "mean_flops": steps.clock.mean_rate() if work.rated else None,
+        "reference_seconds": reference.seconds,
+        "reference_computed": reference.computed,
     }
 
 

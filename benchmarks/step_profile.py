@@ -54,7 +54,6 @@ def profile_step(work: Work) -> dict[str, Any]:
     from pobench.model.device import make_accelerator
     from pobench.model.load import load_model
     from pobench.registry import get_loss
-    from pobench.settings.schema import TrainConfig
     from pobench.training.loop import train
 
     torch.set_num_threads(work.threads)
@@ -72,14 +71,6 @@ def profile_step(work: Work) -> dict[str, Any]:
         if len(clock.ended) == 1:
             profiler.start()
 
-    config = TrainConfig(
-        lr=work.lr,
-        batch_size=work.batch_size,
-        warmup_ratio=0.0,
-        precision=work.precision,
-        micro_tokens=work.micro_tokens,
-        checkpoint_seconds=1e9,
-    )
     with tempfile.TemporaryDirectory() as folder:
         train(
             accelerator,
@@ -88,7 +79,7 @@ def profile_step(work: Work) -> dict[str, Any]:
             [order, order],
             get_loss(work.loss),
             work.settings,
-            config,
+            peers.train_config(work),
             folder=Path(folder),
             log=log,
         )

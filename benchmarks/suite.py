@@ -1,4 +1,4 @@
-"""All registered losses, one epoch each, compared with as many TRL runs.
+"""Losses of pairs, one epoch each, compared with as many TRL runs.
 
     python benchmarks/suite.py --model tiny --pairs 64 --out FILE
 
@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import peers
 from children import in_child
@@ -29,6 +29,7 @@ from trl_variants import Variant
 
 from pobench.errors import PobenchError
 from pobench.registry import get_loss, list_losses
+from pobench.settings.job import Job
 from pobench.training.reference import MARKER, ReferenceSums
 
 
@@ -40,68 +41,97 @@ def main() -> None:
     peers.run_script(measure, parser)
 
 
+GIVEN = {"reference", "kl", "batch"}  # what a loss may ask for here: stored sums, and what a batch has anyway
+
+
+def suited() -> list[str]:
+    """The registered losses that ask for no more than `GIVEN`: none of ratings, tokens, distributions, lists or answers."""
+    return [name for name in list_losses() if get_loss(name).needs <= GIVEN and not get_loss(name).moves_reference]
+
+
+class Round(NamedTuple):
+    """ours: of `run_suite`. theirs: variant → of `run_trl`."""
+
+    ours: dict[str, Any]
+    theirs: dict[str, dict[str, Any]]
+
+
 def measure(given: argparse.Namespace) -> dict[str, Any]:
+    check_options(given)
+    need_trl()
+    job = job_of(given, "dpo")
+    pairs = peers.pairs_of(job, given.pairs)
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        peers.save_pairs(place / "pairs.json", pairs)
+        trl = peers.work_of(given, job, place / "pairs.json", place, warm_up=given.warm_up)
+        micro, trials = (given.best_micro, {}) if given.best_micro is not None else fastest_micro(trl)
+        rounds = [one_round(given, trl, micro, place / f"round {turn + 1}") for turn in range(given.rounds)]
+    return {
+        "benchmark": "suite",
+        **peers.common(given, job),
+        "pairs": given.pairs,
+        "rounds": given.rounds,
+        "trl_estimated": True,
+        "trl_best_micro": micro,
+        **summary(rounds, list(trials.values()), given.pairs),
+        "environment": rounds[0].ours["environment"],
+    }
+
+
+def check_options(given: argparse.Namespace) -> None:
+    """Raises PobenchError for a number that does not fit."""
     if given.pairs < given.batch_size or given.pairs % given.batch_size:
         raise PobenchError(f"--pairs {given.pairs}: a multiple of --batch-size {given.batch_size} is needed")
     if given.best_micro is not None and (given.best_micro < 1 or given.batch_size % given.best_micro):
         raise PobenchError(f"--best-micro {given.best_micro}: a divisor of --batch-size {given.batch_size} is needed")
     if min(given.rounds, given.warm_up) < 1:
         raise PobenchError("--rounds and --warm-up: at least 1")
-    need_trl()
-    names = list_losses()
 
-    def job_of(name: str) -> Any:
-        return peers.job_of(given.model, name, data=given.data, lr=given.lr, max_length=given.max_length)
 
-    job = job_of("dpo")
-    pairs = peers.pairs_of(job, given.pairs)
-    with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
-        peers.save_pairs(place / "pairs.json", pairs)
-        trl = peers.work_of(given, job, place / "pairs.json", place, warm_up=given.warm_up)
-        trials: dict[int, dict[str, Any]] = {}
-        micro = given.best_micro
-        if micro is None:
-            micro, trials = fastest_micro(trl)
-        variants = {
-            "default": Variant(given.batch_size),
-            "default_without_reference": Variant(given.batch_size, precomputed=True),
-            "best": Variant.best(micro),
-        }
-        ours: list[dict[str, Any]] = []
-        theirs: dict[str, list[dict[str, Any]]] = {name: [] for name in variants}
-        for turn in range(given.rounds):
-            own = place / f"round-{turn}"  # an empty cache: a round holds its reference pass
-            own.mkdir()
-            works = [peers.work_of(given, job_of(name), place / "pairs.json", own) for name in names]
-            ours.append(in_child(run_suite, works))
-            say(f"round {turn + 1}: {len(names)} losses in {ours[-1]['seconds']:.1f} s")
-            for name, variant in variants.items():
-                theirs[name].append(in_child(run_trl, replace(trl, variant=variant)))
-                say(f"round {turn + 1}: TRL, {name}: {theirs[name][-1]['seconds_per_pair']:.3g} s a pair")
-        step = {name: statistics.median(run["seconds"] for run in runs) for name, runs in theirs.items()}
-        everywhere = [run for runs in theirs.values() for run in runs] + list(trials.values())
-        reference = reference_cost(everywhere, given.pairs)
+def job_of(given: argparse.Namespace, loss: str) -> Job:
+    return peers.job_of(given.model, loss, data=given.data, lr=given.lr, max_length=given.max_length)
+
+
+def one_round(given: argparse.Namespace, trl: Work, micro: int, own: Path) -> Round:
+    """Every loss by pobench, then one run of each of TRL's variants. micro: pairs a forward pass of TRL at its best. own: a
+    folder for the round's cache, which is empty at first: a round holds its reference pass."""
+    own.mkdir()
+    works = [peers.work_of(given, job_of(given, name), Path(trl.pairs), own) for name in suited()]
+    ours = in_child(run_suite, works)
+    say(f"{own.name}: {len(works)} losses in {ours['seconds']:.1f} s")
+    variants = {
+        "default": Variant(given.batch_size),
+        "default_without_reference": Variant(given.batch_size, precomputed=True),
+        "best": Variant.best(micro),
+    }
+    theirs = {}
+    for name, variant in variants.items():
+        theirs[name] = in_child(run_trl, replace(trl, variant=variant))
+        say(f"{own.name}: TRL, {name}: {theirs[name]['seconds_per_pair']:.3g} s a pair")
+    return Round(ours, theirs)
+
+
+def summary(rounds: Sequence[Round], trials: Sequence[dict[str, Any]], pairs: int) -> dict[str, Any]:
+    """Medians over the rounds, and what as many runs of TRL would take. trials: further runs of TRL, which tell what its
+    reference pass costs."""
+    ours = [each.ours for each in rounds]
+    step = {name: statistics.median(each.theirs[name]["seconds"] for each in rounds) for name in rounds[0].theirs}
+    reference = reference_cost([run for each in rounds for run in each.theirs.values()] + [*trials], pairs)
+    names = list(ours[0]["losses"])
     needing = [name for name in names if "reference" in get_loss(name).needs]
     total = statistics.median(run["seconds"] for run in ours)
     estimate = estimates(step, reference, len(needing), len(names) - len(needing))
     return {
-        "benchmark": "suite",
-        **peers.common(given, job),
-        "pairs": given.pairs,
-        "rounds": given.rounds,
         "pobench_seconds": total,
         "losses": {name: statistics.median(run["losses"][name] for run in ours) for name in names},
         "reference_based": needing,
         "reference_seconds": statistics.median(run["reference_seconds"] for run in ours),
         "reference_passes": max(run["reference_passes"] for run in ours),
-        "trl_estimated": True,
         "trl_seconds_one_run": step,
         "trl_reference_seconds": reference,
-        "trl_best_micro": micro,
         "trl_seconds": estimate,
         "time_ratio": {name: total / seconds for name, seconds in estimate.items()},
-        "environment": ours[0]["environment"],
     }
 
 

@@ -12,6 +12,7 @@ import json
 import statistics
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -39,8 +40,11 @@ def main() -> None:
     parser.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="auto")
     parser.add_argument("--micro-tokens", type=int, default=None)
     parser.add_argument("--warm-up", type=int, default=1, help="steps not counted")
-    given = parser.parse_args()
+    print(json.dumps(measure(parser.parse_args())))
 
+
+def measure(given: argparse.Namespace) -> dict[str, Any]:
+    """One epoch of training; seconds, GB, tokens without pads."""
     overrides = {"data.max_pairs": given.pairs, "train.precision": given.precision, "train.warmup_ratio": 0.0}
     if given.micro_tokens:
         overrides["train.micro_tokens"] = given.micro_tokens
@@ -72,20 +76,16 @@ def main() -> None:
         )
     counted = rows[given.warm_up :] or rows
     tokens = sum(Group.of(p).tokens for p in pairs[given.warm_up * job.train.batch_size :])
-    print(
-        json.dumps(
-            {
-                "setting": given.setting,
-                "loss": given.loss,
-                "pairs": sum(r["pairs"] for r in counted),
-                "seconds_per_pair": statistics.median(r["seconds"] / r["pairs"] for r in counted),
-                "useful_tokens_per_second": tokens / sum(r["seconds"] for r in counted),
-                "peak_memory_gb": trained.peak_memory / 1e9,
-                "layout": trained.layout,
-                **environment(accelerator),
-            }
-        )
-    )
+    return {
+        "setting": given.setting,
+        "loss": given.loss,
+        "pairs": sum(r["pairs"] for r in counted),
+        "seconds_per_pair": statistics.median(r["seconds"] / r["pairs"] for r in counted),
+        "useful_tokens_per_second": tokens / sum(r["seconds"] for r in counted),
+        "peak_memory_gb": trained.peak_memory / 1e9,
+        "layout": trained.layout,
+        **environment(accelerator),
+    }
 
 
 if __name__ == "__main__":

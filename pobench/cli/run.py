@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import typer
 
@@ -133,44 +133,84 @@ def run(
     )
     where = parse_executor(faults, executor, executor_set, parallel, detach)
     raise_faults(faults)
-
-    from pobench.runs.execute import execute, plan_and_execute
-    from pobench.runs.plan import Plan, describe, make_plan
-    from pobench.runs.stages import PREPARING
-
+    work = _Work(jobs, runs, stage_list, plugins, opponents, rounds)
     if dry_run:
-        plan = make_plan(jobs, runs, stage_list, plugins, opponents=opponents, rounds=rounds, dry=True)
-        described = describe(plan)
-        say_json(described) if as_json else _print_plan(described)
-        _end(plan.left_out and benchmarks is not None)
+        plan = work.plan(dry=True)
+        _show_plan(plan, as_json)
+        _end(_lacks(plan, benchmarks))
         return
     if rehearse:
+        work = work.rehearsed()
+    plan, outcomes = _run_jobs(work, where, detach)
+    if not print_submitted(outcomes, as_json):
+        _report(work, plan, outcomes, _lacks(plan, benchmarks), as_json)
+
+
+class _Work(NamedTuple):
+    """What the command's words come to: all that a plan is made of."""
+
+    jobs: list[Any]
+    runs: Path
+    stages: list[str]
+    plugins: list[str]
+    opponents: str
+    rounds: int
+
+    def plan(self, *, dry: bool = False) -> Any:
+        from pobench.runs.plan import make_plan
+
+        return make_plan(
+            self.jobs, self.runs, self.stages, self.plugins, opponents=self.opponents, rounds=self.rounds, dry=dry
+        )
+
+    def rehearsed(self) -> _Work:
+        """The same with a tiny model, in a folder of its own."""
         from pobench.runs import rehearsal
 
-        jobs, runs = rehearsal.rehearse(jobs, stage_list), runs / "rehearsal"
+        return self._replace(jobs=rehearsal.rehearse(self.jobs, self.stages), runs=self.runs / "rehearsal")
 
-    def run_plan(plan: Plan) -> list[Any]:
+
+def _show_plan(plan: Any, as_json: bool) -> None:
+    from pobench.runs.plan import describe
+
+    described = describe(plan)
+    say_json(described) if as_json else _print_plan(described)
+
+
+def _lacks(plan: Any, benchmarks: str | None) -> bool:
+    """Whether a benchmark that the command names is left out."""
+    return bool(plan.left_out) and benchmarks is not None
+
+
+def _run_jobs(work: _Work, where: Any, detach: bool) -> tuple[Any, list[Any]]:
+    """Run what is left to do, and what comes to stand behind it: (the last plan, how every task ended). With `--detach` on
+    this machine the command ends here."""
+    from pobench.runs.execute import execute, plan_and_execute
+
+    def run_plan(plan: Any) -> list[Any]:
         if plan.left or plan.notes:
             err.print(escape(plan.text()))
-        if detach and detached_here(where, plan.left, runs / jobs[0].setting):
+        if detach and detached_here(where, plan.left, work.runs / work.jobs[0].setting):
             raise typer.Exit
         return execute(plan, executor=where, detach=detach, announce=announce)
 
     with continuing(where):
-        plan, outcomes = plan_and_execute(
-            lambda: make_plan(jobs, runs, stage_list, plugins, opponents=opponents, rounds=rounds), run_plan
-        )
-    if print_submitted(outcomes, as_json):
-        return
+        return plan_and_execute(work.plan, run_plan)
+
+
+def _report(work: _Work, plan: Any, outcomes: list[Any], lacking: bool, as_json: bool) -> None:
+    """Draw the page if something is new, print what came out, and end with status 1 if something is missing."""
+    from pobench.runs.stages import PREPARING
+
     failed = [o for o in outcomes if o.status == "failed"]
     if all(task.kind in PREPARING for task in plan.tasks):
         _print_prepared(plan, failed, as_json)
         return
-    report, whole = runs / "report" / "report.html", True
+    report, whole = work.runs / "report" / "report.html", True
     if any(o.status != "skipped" for o in outcomes) or not report.is_file():
-        report, whole = write_report(runs, None, "all", None)
-    _print_results(plan, runs, outcomes, report, as_json)
-    _end(failed or not whole or (plan.left_out and benchmarks is not None))
+        report, whole = write_report(work.runs, None, "all", None)
+    _print_results(plan, work.runs, outcomes, report, as_json)
+    _end(failed or not whole or lacking)
 
 
 def _end(incomplete: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -70,19 +71,8 @@ def study_(
     debug: Debug = False,
 ) -> None:
     """Run a study's grid, draw its figures, and give a verdict on each of its claims. Finished jobs are reused."""
-    from pobench.results.arms import arms_of
-    from pobench.results.earlier_looks import looks_at, warning
-    from pobench.results.load import load_frames
     from pobench.settings.resolve import parse_overrides, resolve
-    from pobench.workflows.study import (
-        describe_study,
-        execute_all,
-        expand,
-        make_plans,
-        report_study,
-        scorecard,
-        study_frames,
-    )
+    from pobench.workflows.study import describe_study, execute_all, expand, make_plans
     from pobench.workflows.study_file import read_study
 
     plugins = load_plugins(plugin)
@@ -102,16 +92,30 @@ def study_(
         described = describe_study(study, plans)
         say_json(described) if as_json else _print_study(described)
         return
-    summaries = [plan.text().splitlines() for plan in plans if plan.left or plan.notes]
-    for line in dict.fromkeys(line for text in summaries for line in text):  # plans of several data sets share lines
-        err.print(escape(line))
+    _print_summaries(plans)
     if detach and detached_here(where, [task for plan in plans for task in plan.left], runs / jobs[0].setting):
         return
     with continuing(where):
         outcomes = execute_all(plans, executor=where, detach=detach, announce=announce)
-    if print_submitted(outcomes, as_json):
-        return
-    stored = load_frames(runs, jobs[0].setting)
+    if not print_submitted(outcomes, as_json):
+        _report(study, plans, outcomes, runs, jobs[0].setting, as_json)
+
+
+def _print_summaries(plans: Sequence[Any]) -> None:
+    """What is left to do, each line once: plans of several data sets share some."""
+    summaries = [plan.text().splitlines() for plan in plans if plan.left or plan.notes]
+    for line in dict.fromkeys(line for text in summaries for line in text):
+        err.print(escape(line))
+
+
+def _report(study: Any, plans: Sequence[Any], outcomes: Sequence[Any], runs: Path, setting: str, as_json: bool) -> None:
+    """Draw the study's page, print the verdicts on its claims, and end with status 1 if something is missing."""
+    from pobench.results.arms import arms_of
+    from pobench.results.earlier_looks import looks_at, warning
+    from pobench.results.load import load_frames
+    from pobench.workflows.study import report_study, scorecard, study_frames
+
+    stored = load_frames(runs, setting)
     frames = study_frames(plans, stored)
     report, whole = drawn(lambda: report_study(study, frames, stored, runs))
     card = scorecard(study, frames)

@@ -130,18 +130,23 @@ def tune_(
     with continuing(where):
         tuned = tune(search, keep_models=keep_models, parallel=parallel, executor=where, announce=announce)
     report, drawn_whole = drawn(lambda: _tuning_report(search.folder))
-    if as_json:
-        best = {b.loss: b.__dict__ for b in tuned.best}
-        about = {"best": best, "failed": tuned.failed, "made": tuned.made, "trials": str(tuned.csv)}
-        say_json({**about, "setting": str(tuned.chosen), "report": str(report)})
-    else:
-        _print_tuned(search, tuned)
-        out.print(escape(f"every trial: {tuned.csv}\nreport: {report}"), highlight=False)
-        _print_next_command(tuned, sets or [])
+    _print_outcome(search, tuned, report, sets or [], as_json)
     if into is not None:
         _write_into(into, search, tuned)
     if tuned.failed or not drawn_whole:
         raise typer.Exit(1)
+
+
+def _print_outcome(search: Any, tuned: Any, report: Path, sets: list[str], as_json: bool) -> None:
+    """What was chosen, where every trial is, and the command that comes next."""
+    if as_json:
+        best = {b.loss: b.__dict__ for b in tuned.best}
+        about = {"best": best, "failed": tuned.failed, "made": tuned.made, "trials": str(tuned.csv)}
+        say_json({**about, "setting": str(tuned.chosen), "report": str(report)})
+        return
+    _print_tuned(search, tuned)
+    out.print(escape(f"every trial: {tuned.csv}\nreport: {report}"), highlight=False)
+    _print_next_command(tuned, sets)
 
 
 def _write_into(path: Path, search: Any, tuned: Any) -> None:

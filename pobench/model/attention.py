@@ -7,6 +7,8 @@ model had before. The names show both: `flex_over_sdpa` (`flex.py`, GPUs), `part
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -38,6 +40,22 @@ def use_matrices(model: Any) -> None:
     """Switch the model's layers back to their base kind, which takes masks as matrices."""
     if current_kind(model) != base_kind(model):
         model.set_attn_implementation(base_kind(model))
+
+
+def register_over(names: Mapping[str, str], over: Callable[[Callable[[Any], Any]], Any]) -> None:
+    """Register a kind over `sdpa` and one over `eager`, whose masks they take. names: base → the kind's name. over(base): the
+    kind's function, which passes calls on to `base(module)`."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import eager_mask, sdpa_mask
+
+    AttentionInterface.register(names["sdpa"], over(lambda module: sdpa_attention_forward))
+    AttentionMaskInterface.register(names["sdpa"], sdpa_mask)
+    # Every architecture defines its own eager attention, in the Python module of its layers.
+    AttentionInterface.register(
+        names["eager"], over(lambda module: sys.modules[type(module).__module__].eager_attention_forward)
+    )
+    AttentionMaskInterface.register(names["eager"], eager_mask)
 
 
 def added_mask(visible: Tensor, dtype: torch.dtype) -> Tensor:

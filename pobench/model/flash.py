@@ -8,7 +8,6 @@ compute in bf16, so it is proven there, and no run in fp32 takes it.
 from __future__ import annotations
 
 import importlib.util
-import sys
 from functools import cache
 from typing import Any
 
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pobench.errors import PobenchError
-from pobench.model.attention import base_kind, can_change, current_kind
+from pobench.model.attention import base_kind, can_change, current_kind, register_over
 from pobench.model.products import product_type
 
 NAME = "flash_attention_2"
@@ -61,16 +60,7 @@ def takes_flash(model: Any) -> bool:
 
 @cache
 def _register() -> None:
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-    from transformers.masking_utils import eager_mask, sdpa_mask
-
-    AttentionInterface.register(_NAMES["sdpa"], _flash_or(lambda module: sdpa_attention_forward))
-    AttentionMaskInterface.register(_NAMES["sdpa"], sdpa_mask)
-    AttentionInterface.register(
-        _NAMES["eager"], _flash_or(lambda module: sys.modules[type(module).__module__].eager_attention_forward)
-    )
-    AttentionMaskInterface.register(_NAMES["eager"], eager_mask)
+    register_over(_NAMES, _flash_or)
 
 
 def _flash_or(base: Any) -> Any:

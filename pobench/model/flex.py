@@ -7,7 +7,6 @@ Calls with a BlockMask go to FlexAttention. All other calls (one sequence, padde
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise, product
@@ -19,7 +18,7 @@ from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from pobench.errors import PobenchError
 from pobench.model import flash
-from pobench.model.attention import base_kind, can_change, current_kind
+from pobench.model.attention import base_kind, can_change, current_kind, register_over
 from pobench.model.layouts import Batch, Place
 from pobench.model.products import product_type
 
@@ -115,17 +114,7 @@ def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
 
 @cache
 def _register() -> None:
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-    from transformers.masking_utils import eager_mask, sdpa_mask
-
-    AttentionInterface.register(_NAMES["sdpa"], _flex_or(lambda module: sdpa_attention_forward))
-    AttentionMaskInterface.register(_NAMES["sdpa"], sdpa_mask)
-    # Every architecture defines its own eager attention, in the Python module of its layers.
-    AttentionInterface.register(
-        _NAMES["eager"], _flex_or(lambda module: sys.modules[type(module).__module__].eager_attention_forward)
-    )
-    AttentionMaskInterface.register(_NAMES["eager"], eager_mask)
+    register_over(_NAMES, _flex_or)
 
 
 def _flex_or(base: Any) -> Any:

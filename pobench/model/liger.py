@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from pobench.errors import PobenchError
+from pobench.model.forwards import own_forwards, restore
 
 NAME = "liger"
 PACKAGE = "liger_kernel"
@@ -61,20 +62,12 @@ def takes_liger(model: nn.Module) -> bool:
 
 def drop_liger(model: nn.Module) -> None:
     """Give the modules their own forward back."""
-    for module in model.modules():
-        if _is_replaced(module):
-            del module.forward
+    restore(model, _is_replaced)
 
 
-@contextlib.contextmanager
-def without_liger(model: nn.Module) -> Iterator[None]:
+def without_liger(model: nn.Module) -> contextlib.AbstractContextManager[None]:
     """Inside, the modules compute by their own forward."""
-    replaced = [(module, module.__dict__.pop("forward")) for module in model.modules() if _is_replaced(module)]
-    try:
-        yield
-    finally:
-        for module, forward in replaced:
-            module.forward = forward
+    return own_forwards(model, _is_replaced)
 
 
 def _is_replaced(module: nn.Module) -> bool:

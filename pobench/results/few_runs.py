@@ -258,4 +258,4 @@ def _at_home(e: Evidence, loss: str, reference: str) -> pd.DataFrame:
     same = (known[alike].eq(first[alike]) | (known[alike].isna() & first[alike].isna())).all(axis=1)
     values = known["settings"].map(lambda text: json.dumps(settings_of({"settings": text}), sort_keys=True))
     same &= values == json.dumps(settings_of(first), sort_keys=True)
-    return known[same & (known["reference"].fillna("unknown") == reference)].set_index("seed")
+    return known[same & (known["reference"] == reference)].set_index("seed")  # nan: not known, and equal to none

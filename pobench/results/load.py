@@ -9,7 +9,8 @@ same frames without reading those that have many rows a run: a report reads of t
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -148,18 +149,20 @@ class Store:
         return counted(rows) if COUNTED & set(columns) else rows
 
     def _beside(self, run: str, columns: Sequence[str] | None) -> pd.DataFrame:
-        try:
-            return pd.DataFrame(RunFolder(self.root, run).benchmark_answers()).assign(run=run)
-        except CorruptError as error:
-            say(f"the benchmarks' answers of {run} are left out: {error}")
-            return FRAMES["benchmark_answers"].of()
+        return self._whole("benchmark_answers", "the benchmarks' answers", run, RunFolder.benchmark_answers)
 
     def _steps(self, run: str, columns: Sequence[str] | None) -> pd.DataFrame:
+        return self._whole("steps", "the steps", run, RunFolder.steps)
+
+    def _whole(
+        self, frame: str, what: str, run: str, rows: Callable[[RunFolder], list[dict[str, Any]]]
+    ) -> pd.DataFrame:
+        """The run's rows; none, with a sentence, where they are damaged."""
         try:
-            return pd.DataFrame(RunFolder(self.root, run).steps()).assign(run=run)
+            return pd.DataFrame(rows(RunFolder(self.root, run))).assign(run=run)
         except CorruptError as error:
-            say(f"the steps of {run} are left out: {error}")
-            return FRAMES["steps"].of()
+            say(f"{what} of {run} are left out: {error}")
+            return FRAMES[frame].of()
 
 
 class StoredRows(Rows):
@@ -198,12 +201,19 @@ def read_trials(path: Path) -> pd.DataFrame:
     digest = digest_file(path)
     if digest.is_file() and digest.read_bytes()[:64] != sha256_of(path).encode():
         raise CorruptError(path, f"{OTHER_BYTES}; `pobench tune` writes it anew")
-    text = {c.name: "str" for c in FRAMES["tuning"].columns if c.type in ("text", "JSON")}
+    columns = FRAMES["tuning"].columns
+    text = {c.name: "str" for c in columns if c.type in ("text", "JSON")}
+    exact = {c.name: _number for c in columns if c.type == "float"}
     try:
-        trials = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=text, float_precision="round_trip")
+        trials = pd.read_csv(path, keep_default_na=False, na_values=[""], dtype=text, converters=exact)
     except ValueError as error:  # also no UTF-8, and no columns
         raise CorruptError(path, f"it cannot be read ({type(error).__name__})") from error
     return trials.assign(**{name: trials[name].map(original, na_action="ignore") for name in text if name in trials})
+
+
+def _number(text: str) -> float:
+    """The number that was written, to its last digit, which not every version of pandas reads; nan of an empty field."""
+    return float(text) if text else math.nan
 
 
 def digest_file(path: Path) -> Path:

@@ -299,25 +299,19 @@ class Layout:
                 self.damaged.append(folder)
 
     def _ratios_there(self, folder: Path) -> bool:
-        """Whether density ratios are stored, with the bytes that were written."""
-        try:
-            if about_density_ratio(folder) is None:
-                return False
-            DensityRatios.load(folder)
-        except CorruptError as error:
-            self.notes.append(f"{error}; the ratios are computed once more")
-            self.damaged.append(folder)
-            return False
-        return True
+        return self._stands(folder, about_density_ratio, DensityRatios.load, "the ratios are computed once more")
 
     def _sums_there(self, folder: Path) -> bool:
-        """Whether a set of reference sums is stored, with the bytes that were written."""
+        return self._stands(folder, about_reference, ReferenceSums.load, "the pass is made once more")
+
+    def _stands(self, folder: Path, about: Callable[[Path], Any], load: Callable[[Path], Any], otherwise: str) -> bool:
+        """Whether a result is stored, with the bytes that were written. otherwise: what is done about damage."""
         try:
-            if about_reference(folder) is None:
+            if about(folder) is None:
                 return False
-            ReferenceSums.load(folder)
+            load(folder)
         except CorruptError as error:
-            self.notes.append(f"{error}; the pass is made once more")
+            self.notes.append(f"{error}; {otherwise}")
             self.damaged.append(folder)
             return False
         return True

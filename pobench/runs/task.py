@@ -8,25 +8,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel
-
 from pobench.judging.benchmarks.base import Benchmark, Spoken
 from pobench.registry import benchmarks, get_loss
 from pobench.results.arms import GREEK, show_setting
 from pobench.results.run_folder import RunFolder
 from pobench.runs.stage import Node
 from pobench.settings.job import Job, Round
-from pobench.settings.schema import (
-    AnswersConfig,
-    DataConfig,
-    JudgeConfig,
-    ModelConfig,
-    OnPolicyConfig,
-    RoundsConfig,
-    SftConfig,
-    TrainConfig,
-    TunedConfig,
-)
+from pobench.settings.schema import COMMANDS, SECTIONS, Section, TunedConfig
 from pobench.shards import ALONE, Share
 
 
@@ -141,18 +129,8 @@ class Task:
     def load(cls, path: Path) -> Task:
         values = json.loads(path.read_text())
         job = values["job"]
-        sections: dict[str, type[BaseModel]] = {
-            "model": ModelConfig,
-            "data": DataConfig,
-            "train": TrainConfig,
-            "answers": AnswersConfig,
-            "judge": JudgeConfig,
-            "onpolicy": OnPolicyConfig,
-            "rounds": RoundsConfig,
-            **({"sft": SftConfig} if job.get("sft") else {}),
-            **({"tuned": TunedConfig} if job["tuned"] else {}),
-        }
-        parsed = {name: schema.model_validate(job[name]) for name, schema in sections.items()}
+        schemas: dict[str, type[Section]] = {**SECTIONS, **COMMANDS, "tuned": TunedConfig}
+        parsed = {name: schema.model_validate(job[name]) for name, schema in schemas.items() if job.get(name)}
         changes = {
             "job": Job(**{**job, **parsed, "round": Round(**job["round"])}),
             "runs": Path(values["runs"]),

@@ -35,6 +35,7 @@ from pobench.training.clock import Spent
 from pobench.training.density_ratio import DensityRatios
 from pobench.training.memory import (
     Choice,
+    checkpoint_activations,
     choose,
     give_back_freed_memory,
     keep_few_kernels,
@@ -498,11 +499,8 @@ def _micro_batch(config: LoopConfig, objective: Objective, scorer: SumScorer, re
 
     def checkpointing(on: bool) -> None:
         nonlocal switched_on
-        for model in models:
-            if on and not switched_on:
-                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            elif switched_on and not on:
-                model.gradient_checkpointing_disable()
+        for model in models if on != switched_on else ():
+            checkpoint_activations(model, on)
         switched_on = on
 
     def step(batch: Batch) -> None:

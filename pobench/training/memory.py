@@ -17,7 +17,7 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -43,6 +43,16 @@ class Choice(NamedTuple):
     micro_tokens: int
     gradient_checkpointing: bool
     reason: str
+
+
+def checkpoint_activations(model: Any, on: bool) -> None:
+    """Compute a layer's activations again in the backward pass instead of keeping them, or keep them again."""
+    # transformers has renamed both methods, and older versions have the older names alone
+    name = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    if on:
+        getattr(model, f"{name}_checkpointing_enable")({"use_reentrant": False})
+    else:
+        getattr(model, f"{name}_checkpointing_disable")()
 
 
 # ---------------------------------------------------------------- memory in use, and free

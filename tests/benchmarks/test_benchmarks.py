@@ -21,7 +21,7 @@ from pobench.settings.schema import TrainConfig
 from pobench.types import Pair, SequenceLogps, TokenPair
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
-SCRIPTS = ("vs_trl", "against_trl", "scaling", "suite", "gpu", "page", "training_step", "two_processes", "answers")
+SCRIPTS = ("vs_trl", "against_trl", "scaling", "suite", "gpu", "page", "training_step", "two_processes", "answers", "first_hour")
 
 
 def script(name: str) -> Any:
@@ -239,6 +239,12 @@ def test_sizes_must_grow() -> None:
         scaling.largest_divisor(1000, 0)
 
 
+def test_a_suite_takes_the_losses_that_stored_sums_and_a_batch_serve() -> None:
+    suited = set(script("suite").suited())
+    assert {"dpo", "simpo", "kto", "beta_dpo"} <= suited
+    assert not suited & {"dro_v", "mallows_dpo", "tdpo1", "plackett_luce", "kto_unpaired", "tr"}
+
+
 def test_the_estimate_of_a_suite_charges_the_reference_only_where_it_is_needed() -> None:
     step = {"default": 10.0, "default_without_reference": 7.0, "best": 4.0}
     # three losses with a reference, two without: 3 · 10 + 2 · 7; 5 · 4 + 3 · 1.5; 5 · 4 + 1.5
@@ -336,6 +342,11 @@ def results() -> dict[str, dict[str, Any]]:
         "suite": {
             **common, "losses": {"dpo": 1.0, "kto": 2.0}, "pobench_seconds": 3.0, "trl_seconds": totals,
             "time_ratio": {k: 3.0 / v for k, v in totals.items()}, "reference_passes": 1.0,
+        },
+        "first_hour": {
+            "setting": "tiny", "installed": True, "seconds": 9.0,
+            "steps": [{"name": "clone", "command": "git clone", "limit": 60.0, "seconds": 9.0, "ended": "done"}],
+            "site": {"pages": 3, "files": 9, "bytes": 100, "absent": []}, "environment": common["environment"],
         },
     }  # fmt: skip
 

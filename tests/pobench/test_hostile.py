@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -48,6 +50,19 @@ def test_trials_hold_no_formula_and_are_read_as_they_were(tmp_path: Path) -> Non
     assert [cell for cell in written if cell.lstrip().startswith(("=", "@"))] == []
     read = read_trials(tmp_path / "trials.csv")
     assert list(read["reason"].fillna("")) == CELLS and set(read["lr"]) == {-1e-3 / 3}
+
+
+def test_the_numbers_of_trials_are_read_to_the_last_digit_and_without_a_warning(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    numbers = rng.uniform(1, 10, 2000) * 10.0 ** rng.integers(-320, 300, 2000)  # of 17 digits, the smallest of fewer
+    values = np.where(np.arange(2000) % 2, numbers, np.nan)
+    rows = FRAMES["tuning"].of(pd.DataFrame({"trial": range(2000), "lr": numbers, "value": values}))
+    (tmp_path / "trials.csv").write_bytes(csv_bytes(rows))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read = read_trials(tmp_path / "trials.csv")
+    assert read["lr"].tolist() == numbers.tolist() and read["trial"].tolist() == [*range(2000)]
+    assert np.array_equal(read["value"], values, equal_nan=True)
 
 
 def test_there_is_one_way_to_write_csv() -> None:

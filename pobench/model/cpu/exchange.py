@@ -31,6 +31,7 @@ from pobench.model.cpu.layers import (
     linear,
     rms_norm,
 )
+from pobench.model.forwards import own_forwards, restore
 from pobench.model.products import Arithmetic
 
 
@@ -78,20 +79,12 @@ def exchange_layers(body: nn.Module, arithmetic: Arithmetic) -> None:
 
 def restore_layers(model: nn.Module) -> None:
     """Give every exchanged module its own forward back."""
-    for module in model.modules():
-        if is_exchanged(module):
-            del module.forward
+    restore(model, is_exchanged)
 
 
-@contextlib.contextmanager
-def own_layers(model: nn.Module) -> Iterator[None]:
+def own_layers(model: nn.Module) -> contextlib.AbstractContextManager[None]:
     """Inside, every module computes by its own forward; afterwards the exchanges are back."""
-    exchanged = [(module, module.__dict__.pop("forward")) for module in model.modules() if is_exchanged(module)]
-    try:
-        yield
-    finally:
-        for module, forward in exchanged:
-            module.forward = forward
+    return own_forwards(model, is_exchanged)
 
 
 def _or_own(candidate: Candidate) -> Forward:

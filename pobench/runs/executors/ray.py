@@ -12,7 +12,7 @@ import importlib.util
 import os
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from pobench.errors import PobenchError
@@ -107,10 +107,9 @@ class Ray(Remote):
         return str(ray.get(self._keeper().why.remote(id))) if self._connect() else "its Ray cluster has ended"
 
 
-def _actor_class() -> Any:
-    """The actor's class. It and the task are pickled whole: a node's Ray need not find pobench; the process it starts does."""
-    import ray
-
+def _task() -> Callable[..., int]:
+    """What Ray runs on a node. It is defined within a function, as the actor is, so that both are pickled whole: a node's Ray
+    need not find pobench; the process it starts does."""
     ours = OURS
 
     def begin(path: str, folder: str, environment: dict[str, str], python: str, *after: Any) -> int:
@@ -136,6 +135,14 @@ def _actor_class() -> Any:
         if process.returncode < 0:  # as if this worker had died: Ray runs it again
             os.kill(os.getpid(), 9)
         return process.returncode
+
+    return begin
+
+
+def _actor_class() -> Any:
+    import ray
+
+    begin = _task()
 
     @ray.remote(num_cpus=0)
     class Keeper:

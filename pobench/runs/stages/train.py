@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pobench.runs.context import Context
     from pobench.training.density_ratio import DensityRatios
     from pobench.training.reference import EveryStep, ReferenceSums
+    from pobench.types import Unit
 
 _ONE = {"pairs": "a pair", "lists": "a list", "answers": "an answer"}
 
@@ -80,24 +81,7 @@ def run(context: Context) -> None:
     if job.train.trackers:
         init_trackers(accelerator, job, context.task.run, folder.path)
     with progress(context.task.title, steps, "steps", shown=context.main) as advance:
-
-        def log(row: dict[str, Any]) -> None:
-            folder.log_step(row)
-            finite = {k: v for k, v in row.items() if not (isinstance(v, float) and math.isnan(v))}
-            _beside(context, "the tracker's row", lambda: accelerator.log(finite, step=row["step"]))
-            pace = f"{row['seconds'] / row[unit]:.2f} s {_ONE[unit]}"
-            advance(note=f"loss {row['loss']:.4g} · margin {row['rewards/margins']:+.3g} · {pace}", done=row["step"])
-
-        def watch(scorer: SumScorer) -> dict[str, float]:
-            measured = _beside(context, "the held-out pairs", lambda: _heldout_means(context, scorer))
-            return measured or {}
-
-        def rewind(step: int) -> None:
-            if step:
-                context.say(f"{context.task.title}: goes on from step {step} of {steps}")
-                advance(done=step, resumed=True)
-            folder.rewind_steps(step)
-
+        shown = _Shown(context, unit, steps, advance)
         trained = train(
             accelerator,
             model,
@@ -112,11 +96,11 @@ def run(context: Context) -> None:
             seed=job.seed,
             begins_elsewhere=context.reference_path != context.begin_path,
             density_ratios=ratios,
-            log=log if context.main else lambda row: None,
+            log=shown.log if context.main else lambda row: None,
             say=context.say,
-            rewind=rewind if context.main else lambda step: None,
+            rewind=shown.rewind if context.main else lambda step: None,
             content=content,
-            watch=watch if job.train.evaluate_every and context.prepared.heldout else None,
+            watch=shown.watch if job.train.evaluate_every and context.prepared.heldout else None,
             rows=rows,
         )
     if job.train.trackers:
@@ -127,6 +111,37 @@ def run(context: Context) -> None:
     with leaving.held():  # the last steps have no checkpoint
         _store(context, model, adapted, {**asdict(trained), **facts})
     accelerator.wait_for_everyone()
+
+
+@dataclass
+class _Shown:
+    """What is stored and shown of the steps. unit: of an item. advance: of the progress bar."""
+
+    context: Context
+    unit: Unit
+    steps: int
+    advance: Callable[..., None]
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Store a step's row, hand its finite values to the trackers, and show its loss and pace."""
+        context = self.context
+        context.folder.log_step(row)
+        finite = {k: v for k, v in row.items() if not (isinstance(v, float) and math.isnan(v))}
+        _beside(context, "the tracker's row", lambda: context.accelerator.log(finite, step=row["step"]))
+        pace = f"{row['seconds'] / row[self.unit]:.2f} s {_ONE[self.unit]}"
+        self.advance(note=f"loss {row['loss']:.4g} · margin {row['rewards/margins']:+.3g} · {pace}", done=row["step"])
+
+    def watch(self, scorer: SumScorer) -> dict[str, float]:
+        """The means over the held-out pairs; {} where they failed."""
+        measured = _beside(self.context, "the held-out pairs", lambda: _heldout_means(self.context, scorer))
+        return measured or {}
+
+    def rewind(self, step: int) -> None:
+        """Training goes on behind `step`: later rows are dropped."""
+        if step:
+            self.context.say(f"{self.context.task.title}: goes on from step {step} of {self.steps}")
+            self.advance(done=step, resumed=True)
+        self.context.folder.rewind_steps(step)
 
 
 def _heldout_means(context: Context, scorer: SumScorer) -> dict[str, float]:

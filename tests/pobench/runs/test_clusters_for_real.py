@@ -228,22 +228,11 @@ def test_jobs_on_a_ray_cluster_that_stands_go_on_when_their_command_has_ended(
 
 
 # ---------------------------------------------------------------- SLURM
-@contextlib.contextmanager
-def cluster(folder: Path) -> Iterator[dict[str, str]]:
-    """A SLURM of one node, this machine; yields the variables by which its commands find it. Skips where it cannot start."""
-    programs = {
-        name: shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") for name in ("munged", "slurmctld", "slurmd")
-    }
-    if absent := [name for name, path in programs.items() if path is None]:
-        pytest.skip(f"no {', '.join(absent)} (Debian: slurm-wlm, munge)")
-    for name in ("munge", "state", "spool"):
-        (folder / name).mkdir(parents=True, mode=0o700)
-    (folder / "munge/key").write_bytes(os.urandom(1024))
-    (folder / "munge/key").chmod(0o400)
+def one_node(folder: Path) -> str:
+    """The configuration of a SLURM whose one node is this machine."""
     user, host = subprocess.check_output(["id", "-un"], text=True).strip(), socket.gethostname()
     ports = free_ports(2)
-    (folder / "slurm.conf").write_text(
-        f"""ClusterName=one
+    return f"""ClusterName=one
 SlurmctldHost={host}(127.0.0.1)
 SlurmUser={user}
 SlurmdUser={user}
@@ -268,7 +257,21 @@ SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0
 NodeName={host} NodeAddr=127.0.0.1 CPUs=2 State=UNKNOWN
 PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP
 """
-    )
+
+
+@contextlib.contextmanager
+def cluster(folder: Path) -> Iterator[dict[str, str]]:
+    """A SLURM of one node, this machine; yields the variables by which its commands find it. Skips where it cannot start."""
+    programs = {
+        name: shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin") for name in ("munged", "slurmctld", "slurmd")
+    }
+    if absent := [name for name, path in programs.items() if path is None]:
+        pytest.skip(f"no {', '.join(absent)} (Debian: slurm-wlm, munge)")
+    for name in ("munge", "state", "spool"):
+        (folder / name).mkdir(parents=True, mode=0o700)
+    (folder / "munge/key").write_bytes(os.urandom(1024))
+    (folder / "munge/key").chmod(0o400)
+    (folder / "slurm.conf").write_text(one_node(folder))
     environment = {**os.environ, "SLURM_CONF": f"{folder}/slurm.conf"}
     munge = [f"--{name}={folder}/munge/{name[:-5]}" for name in ("key-file", "pid-file", "log-file", "seed-file")]
     commands = [

@@ -16,6 +16,7 @@ from pobench.model.cpu.layers import NormFactors, _GatedMlp, kept_input, mark_as
 from pobench.model.layouts import get_layout
 from pobench.model.logps import ResponseLogps
 from pobench.model.products import Arithmetic
+from pobench.training.memory import checkpoint_activations
 
 EXCHANGED = {  # of the modules of one layer and of the last norm: linear layers, MLPs, attentions, norms
     "llama": (7, 1, 1, 3),
@@ -198,7 +199,7 @@ def test_activation_checkpointing_gives_the_same_gradients() -> None:
     plain = tiny("llama").train()
     ours = copy.deepcopy(plain)
     exchanged_arithmetic(ours.base_model).in_place = True
-    ours.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    checkpoint_activations(ours, True)
     (_, wants), (_, gots) = hidden_and_gradients(plain, in_place=False), hidden_and_gradients(ours, in_place=True)
     for name in wants:
         torch.testing.assert_close(gots[name], wants[name], atol=1e-4, rtol=1e-4)
