@@ -42,7 +42,8 @@ class Task:
     set of sequences → folder of its sums, and `density_ratio` → that of the ratios. causes: of the run itself. rendering,
     precision: the chat (`Chat.digest`) and the precision that the model generates with; empty where the plan did not read the
     model. share: which of the processes that evaluate the run together this one is.
-    command: the file that says what else its command does (`pobench.runs.command`); "" where none was written.
+    command: the file that says what else its command does (`pobench.runs.command`), and number: `job 7 of 29` of it; "" where
+    none was written.
     """
 
     job: Job
@@ -61,6 +62,7 @@ class Task:
     sides: tuple[str, ...] = ()
     share: Share = ALONE
     command: str = ""
+    number: str = ""
 
     @property
     def spoken(self) -> Spoken | None:
