@@ -106,6 +106,7 @@ class Store:
     def __init__(self, root: Path, setting: str | None = None) -> None:
         self.root = root
         self.left_out: list[str] = []
+        self._said: set[str] = set()
         self.entries = {entry.run: entry for entry in entries(root, setting, self.left_out)}
         self.summary = lru_cache(maxsize=64)(self._summary)  # an arm's runs are asked for their metrics one by one
         self.facts: dict[str, Facts] = {}
@@ -151,15 +152,26 @@ class Store:
         try:
             return pd.DataFrame(RunFolder(self.root, run).benchmark_answers()).assign(run=run)
         except CorruptError as error:
-            say(f"the benchmarks' answers of {run} are left out: {error}")
+            self._say_once(f"the benchmarks' answers of {run} are left out: {error}")
             return FRAMES["benchmark_answers"].of()
 
     def _steps(self, run: str, columns: Sequence[str] | None) -> pd.DataFrame:
         try:
-            return pd.DataFrame(RunFolder(self.root, run).steps()).assign(run=run)
+            rows = RunFolder(self.root, run).steps()
+            if columns is None:
+                return pd.DataFrame(rows).assign(run=run)
+            return pd.DataFrame({name: [row.get(name) for row in rows] for name in columns if name != "run"}).assign(
+                run=run
+            )
         except CorruptError as error:
-            say(f"the steps of {run} are left out: {error}")
+            self._say_once(f"the steps of {run} are left out: {error}")
             return FRAMES["steps"].of()
+
+    def _say_once(self, text: str) -> None:
+        """What is read again, for the next figure, is not said again."""
+        if text not in self._said:
+            self._said.add(text)
+            say(text)
 
 
 class StoredRows(Rows):
