@@ -28,7 +28,7 @@ from pobench.runs.cost import seconds_of_each
 from pobench.runs.jobs import JobFolder, newest, place_of, states_of
 from pobench.runs.plan import Plan
 from pobench.runs.pool import lives
-from pobench.runs.task import Task
+from pobench.runs.task import Stands, Task
 
 FILE = "command.json"
 
@@ -342,8 +342,10 @@ class Writing:
         path = str(self._about.path)
         return [replace(task, command=path, number=numbers[str(place_of(task))]) for task in plan.left]
 
-    def began(self, task: Task) -> None:
+    def began(self, task: Task) -> Task:
+        """Returns the task with where it stands, so that its process need not read of all jobs."""
         self._change(task, state="running", began=time.time())
+        return replace(task, stands=_stands(self.command, str(place_of(task))))
 
     def ended(self, task: Task, why: str | None) -> None:
         self._change(task, state="failed" if why else "finished", ended=time.time(), reason=why or "")
@@ -387,15 +389,22 @@ def command_file(plan: Plan) -> Path:
 def standing_of(task: Task) -> Standing:
     """Where a task that begins now stands in its command, for its progress."""
     folder, began = RunFolder(task.runs, task.run).path, time.monotonic()
-    command = _stored(Path(task.command)) if task.command else None
-    place = str(place_of(task))
-    number = next((n for n, job in enumerate(command.jobs) if job.place == place), None) if command else None
-    if command is None or number is None:
+    stands = task.stands
+    if stands is None and task.command and (command := _stored(Path(task.command))) is not None:
+        stands = _stands(command, str(place_of(task)))
+    if stands is None:
         return Standing(folder=folder, began=began)
+    return Standing(task.number, stands.own, stands.behind, folder, began, stands.shares)
+
+
+def _stands(command: Command, place: str) -> Stands | None:
+    """How long a job and those to come are expected to take; None of one that is not among them."""
+    number = next((number for number, job in enumerate(command.jobs) if job.place == place), None)
+    if number is None:
+        return None
     now, reported = time.time(), command.reported()
     seconds = expected(with_late(command.jobs, now, reported))
     each = _each_left(command.jobs, seconds, now, reported)
     behind = _together([*each[:number], *each[number + 1 :]], command.parallel)
-    alone = len(command.jobs) == 1 and not command.more
-    shares = command.parallel > 1 and len(command.jobs) > 1
-    return Standing(task.number, seconds[number], math.nan if alone else behind, folder, began, shares)
+    several = len(command.jobs) > 1
+    return Stands(seconds[number], behind if several or command.more else math.nan, command.parallel > 1 and several)

@@ -177,7 +177,7 @@ def do_task(task: Task) -> str | None:
     """Run a task in a process of its own. Returns why it failed, or None."""
     _begin(task)
     if task.command:
-        Writing.at(Path(task.command)).began(task)
+        task = Writing.at(Path(task.command)).began(task)
     return why_failed(task, _launch(task) if process_count() > 1 else _fork(task))
 
 

@@ -195,7 +195,7 @@ def test_a_job_that_begins_or_ends_is_a_line_however_many_jobs_there_are(tmp_pat
         for each in planned[:-1]:
             writing.began(each)
             writing.ended(each, None)
-        writing.began(planned[-1])
+        last = writing.began(planned[-1])
         changes = command_module.changes_of(path)
         assert written == [50] and changes.stat().st_size < 99 * 200
         with changes.open("a") as file:
@@ -207,3 +207,5 @@ def test_a_job_that_begins_or_ends_is_a_line_however_many_jobs_there_are(tmp_pat
         changes.write_text(json.dumps({"written": 1.0, "place": now.jobs[0].place, "state": "failed"}) + "\n")
         assert commands_below(tmp_path) == [now], "a line of a command before it, which was killed, is not taken"
     assert written == [50, 50, 50] and not changes.exists()
+    monkeypatch.setattr(command_module, "_stored", None)
+    assert standing_of(last).name == "job 50 of 50", "its process need not read of all jobs"
