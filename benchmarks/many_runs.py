@@ -115,7 +115,8 @@ def stored_runs(root: Path) -> list[RunFolder]:
     found = []
     for name in run_names(root):
         folder = RunFolder(root, name)
-        whole = {"heldout", "answers", "judge"} <= set(folder.shown)
+        finished = {stage for stage, node in folder.shown.items() if folder.node(node).finished}
+        whole = {"heldout", "answers", "judge"} <= finished
         if name.startswith(f"{SETTING}/") and whole and folder.trained is not None and scores_of(root, name):
             found.append(folder)
     if not found:

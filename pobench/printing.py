@@ -27,6 +27,17 @@ def visible(text: str) -> str:
     return valid.translate(_VISIBLE)
 
 
+def size(count: float, *, decimal: bool = False) -> str:
+    """So many bytes, in the unit that fits: `1.4 GiB`, `37 MiB`, `0.5 KiB`; decimal: in powers of 1000, `1.4 GB`."""
+    base, ending = (1000, "B") if decimal else (1024, "iB")
+    for name, power in (("G", 3), ("M", 2), ("K", 1)):
+        if count >= 0.1 * base**power:
+            shown = count / base**power
+            digits = 0 if name != "G" and shown >= 10 else 1
+            return f"{shown:.{digits}f} {name}{ending}"
+    return f"{count:.0f} bytes"
+
+
 def say(text: str, *, end: str = "\n", out: bool = False) -> None:
     """Print text on standard error, or on standard output."""
     print(visible(text), end=end, file=sys.stdout if out else sys.stderr, flush=True)

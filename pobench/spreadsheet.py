@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for the beginning of one
@@ -15,10 +16,19 @@ def csv_bytes(frame: pd.DataFrame, *, digits: int | None = None) -> bytes:
     plain = frame.rename(columns=harmless)
     for place, kind in enumerate(plain.dtypes):
         if not pd.api.types.is_numeric_dtype(kind):
-            plain.isetitem(place, plain.iloc[:, place].map(harmless, na_action="ignore"))
+            column = plain.iloc[:, place]
+            of_text = isinstance(kind, pd.StringDtype)
+            plain.isetitem(place, _harmless_texts(column) if of_text else column.map(harmless, na_action="ignore"))
     number = None if digits is None else f"%.{digits}g"
     text: str = plain.to_csv(index=False, float_format=number, lineterminator="\n", errors="replace")
     return text.encode("utf-8", "replace")
+
+
+def _harmless_texts(column: pd.Series) -> pd.Series:
+    """A column of text, of which each distinct value is looked at once."""
+    places, distinct = pd.factorize(column)  # the place of a missing value is -1, the last
+    shown = np.array([*map(harmless, distinct), None], dtype=object)
+    return pd.Series(shown[places], index=column.index, dtype=object)
 
 
 def harmless(value: Any) -> Any:

@@ -39,8 +39,8 @@
       model.entries = async () => {
         const file = await (await fetch(address.replace(/[^/]*$/, encodeURIComponent(arm.file)))).json();
         return file.answers.map((entry) => {
-          const seed = entry.seed < 0 ? "" : `seed ${entry.seed}, `;
-          return { ...arm, place: held.place, title: `${arm.label}, ${seed}sample ${entry.sample + 1}`, answers: columnsOf(entry, index.prompts) };
+          const which = [entry.seed >= 0 ? `seed ${entry.seed}` : "", known(entry.sample) ? `sample ${entry.sample + 1}` : ""];
+          return { ...arm, place: held.place, title: [arm.label, ...which].filter(Boolean).join(", "), answers: columnsOf(entry, index.prompts) };
         });
       };
       return { model, prompts: index.prompts };

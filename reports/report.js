@@ -62,7 +62,7 @@ const originOf = (cell) => {
   const row = cell.parentElement, table = cell.closest("table");
   const page = row.cells[0].querySelector("a[href]:not(.anchor)");
   const { metric } = table.tHead.rows[0].cells[cell.cellIndex].dataset;
-  if (page) return page.getAttribute("href") + (metric ? `#metric-${encodeURIComponent(metric)}` : "");
+  if (page) return page.getAttribute("href") + (metric && !page.hash ? `#metric-${encodeURIComponent(metric)}` : "");
   const label = row.cells[0].textContent.trim();
   const runs = document.getElementById(`${table.closest("section")?.id}-runs`);
   const rows = [...(runs?.querySelectorAll("tbody tr") ?? [])].map((run) => [run, run.cells[0].textContent.trim()]);

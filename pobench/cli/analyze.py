@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -15,6 +15,9 @@ from pobench.cli.group import COMPARED, OUTPUT, STYLE, Command
 from pobench.cli.options import Debug, Plugins, StoredRuns, load_plugins, raise_faults
 from pobench.cli.terminal import err, escape, out
 from pobench.errors import UndrawnError, nearest, or_fault
+
+if TYPE_CHECKING:
+    from pobench.results.derived import Frames
 
 app = typer.Typer(**STYLE)
 
@@ -53,13 +56,11 @@ def analyze(
 ) -> None:
     """Draw every figure and table, and write report.html, summary.md and tables.tex, from stored runs alone. The same runs
     give the same bytes."""
-    from pobench.results.load import open_frames
-
     load_plugins(plugin)
-    report, whole = write_report(runs, setting, figures, out_dir, formats)
-    print_answers(open_frames(runs, setting))
-    out.print(escape(f"report: {report}"), highlight=False)
-    if not whole:
+    report = write_report(runs, setting, figures, out_dir, formats)
+    print_answers(report.frames)
+    out.print(escape(f"report: {report.path}"), highlight=False)
+    if not report.whole:
         raise typer.Exit(1)
 
 
@@ -73,11 +74,18 @@ def drawn(build: Callable[[], Path]) -> tuple[Path, bool]:
         return error.path, False
 
 
+class Report(NamedTuple):
+    """path: of its page. whole: whether every figure could be drawn, and no run was left out. frames: that it was made of."""
+
+    path: Path
+    whole: bool
+    frames: Frames
+
+
 def write_report(
     runs: str | Path, setting: str | None, figures: str, folder: Path | None, formats: str = "all"
-) -> tuple[Path, bool]:
-    """Draw the runs below `runs`, store that they were looked at, and return as `drawn` does. Raises PobenchError that
-    lists all unknown names."""
+) -> Report:
+    """Draw the runs below `runs`, and store that they were looked at. Raises PobenchError that lists all unknown names."""
     from pobench import registry
     from pobench.reporting.page import ANSWERS, FORMATS, FRAMES, build_report
     from pobench.results.arms import arms_of
@@ -100,12 +108,11 @@ def write_report(
     frames: Any = or_fault(faults, lambda: open_frames(runs, setting))
     raise_faults(faults)
     home = None if is_address(runs) else Path(runs)
-    report = drawn(lambda: build_report(frames, folder or (home or Path()) / "report", figures=shown, formats=kinds))
+    path, complete = drawn(
+        lambda: build_report(frames, folder or (home or Path()) / "report", figures=shown, formats=kinds)
+    )
     if home is not None and not is_frames(home):  # the look at these runs lies beside the runs
         record_look(home, frames["runs"], frames["runs"])
     if text := warning(looks_at(frames["looks"], frames["runs"], arms_of(frames["runs"]))):
         err.print(escape(text), highlight=False)
-    if left_out := frames.left_out:
-        runs_ = "1 damaged run" if len(left_out) == 1 else f"{len(left_out)} damaged runs"
-        err.print(escape(f"the report leaves out {runs_}: {', '.join(left_out)}"), style="red", highlight=False)
-    return report[0], report[1] and not left_out
+    return Report(path, complete and not frames.left_out, frames)

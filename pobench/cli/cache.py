@@ -12,7 +12,7 @@ from pobench.cli.group import STYLE, Group
 from pobench.cli.options import Debug, Json
 from pobench.cli.terminal import escape, out
 from pobench.errors import PobenchError
-from pobench.printing import say_json
+from pobench.printing import say_json, size
 
 app = typer.Typer(cls=Group, **STYLE)
 
@@ -44,16 +44,17 @@ def list_(runs: Named = None, as_json: Json = False, debug: Debug = False) -> No
         own = [entry for entry in entries if entry.kind == kind]
         if not own:
             continue
-        of_kind = f"{_size(sum(entry.bytes for entry in own)):>9}  {kind}: {about.meaning}"
+        of_kind = f"{size(sum(entry.bytes for entry in own), decimal=True):>9}  {kind}: {about.meaning}"
         out.print(escape(f"{of_kind} ({len(own)}){f'; {about.again}' if about.again else ''}"), highlight=False)
         for entry in own:
             if entry.bytes >= LARGE:
                 days = (time.time() - entry.used) / DAY
                 keeps = f"; {entry.keeps}" if entry.keeps else ""
                 out.print(
-                    escape(f"{_size(entry.bytes):>9}    {entry.name}, used {days:.0f} days ago{keeps}"), highlight=False
+                    escape(f"{size(entry.bytes, decimal=True):>9}    {entry.name}, used {days:.0f} days ago{keeps}"),
+                    highlight=False,
                 )
-    total = _size(sum(entry.bytes for entry in entries))
+    total = size(sum(entry.bytes for entry in entries), decimal=True)
     out.print(escape(f"{total:>9}  in all, in {cache_folder()}"), highlight=False)
 
 
@@ -84,17 +85,15 @@ def prune(
     small = [entry for entry in done.removed if entry.bytes < LARGE]
     for entry in done.removed:
         if entry.bytes >= LARGE:
-            out.print(escape(f"{_size(entry.bytes):>9}  {entry.kind}/{entry.name}"), highlight=False)
+            out.print(escape(f"{size(entry.bytes, decimal=True):>9}  {entry.kind}/{entry.name}"), highlight=False)
     if small:
-        out.print(f"{_size(sum(entry.bytes for entry in small)):>9}  {len(small)} small entries", highlight=False)
+        out.print(
+            f"{size(sum(entry.bytes for entry in small), decimal=True):>9}  {len(small)} small entries", highlight=False
+        )
     would = "would be removed" if dry_run else "removed"
-    left = _size(sum(entry.bytes for entry in done.left))
-    out.print(f"{_size(done.freed)} {would}; {left} stay", highlight=False)
+    left = size(sum(entry.bytes for entry in done.left), decimal=True)
+    out.print(f"{size(done.freed, decimal=True)} {would}; {left} stay", highlight=False)
 
 
 def _row(entry: Any) -> dict[str, Any]:
     return {**entry._asdict(), "path": str(entry.path)}
-
-
-def _size(count: float) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

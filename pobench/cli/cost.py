@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from pobench.cli.terminal import escape, out
+from pobench.printing import size
 
 
 def print_cost(plan: dict[str, Any], before: str) -> None:
     """Print time, memory on each device, disk and judge, behind the text `before`."""
     cost = plan["cost"]
-    gib = 1024**3
     parts = []
     if cost["seconds"] is not None:
         many = f" on {cost['devices']} devices" if cost.get("devices", 1) > 1 else ""
@@ -25,12 +25,12 @@ def print_cost(plan: dict[str, Any], before: str) -> None:
     else:
         parts.append(f"time: not known ({cost['basis']})")
     if cost["memory"] is not None:
-        over = not cost.get("sharded") and cost["memory"] > 80 * gib
+        over = not cost.get("sharded") and cost["memory"] > 80 * 1024**3
         apart = " (pobench plan --hardware 8x80 says what fits where)" if over else ""
         apart = ", weights split over them" if cost.get("sharded") else apart
-        parts.append(f"memory on each device: about {cost['memory'] / gib:.1f} GiB{apart}")
+        parts.append(f"memory on each device: about {size(cost['memory'])}{apart}")
     if cost["disk"] is not None:
-        parts.append(f"disk: about {cost['disk'] / gib:.1f} GiB")
+        parts.append(f"disk: about {size(cost['disk'])}")
     calls = cost.get("judge_calls", 0)
     price = f", {calls} calls, up to {cost['judge_tokens'] / 1e6:.1f} million tokens" if calls else ", free"
     parts.append(f"judge: {plan['judge'] or 'none'}{price}")
@@ -66,17 +66,12 @@ def memory_lines(cost: dict[str, Any]) -> list[str]:
         lines.append(f"{how}: {_amounts(stays)}; the largest of {_amounts(works)}")
     if cost.get("answering"):
         whole = sum(cost["answering"].values())
-        lines.append(f"answering (a full batch at its longest): {_amounts(cost['answering'])}; {_gib(whole)} in all")
+        lines.append(f"answering (a full batch at its longest): {_amounts(cost['answering'])}; {size(whole)} in all")
     return lines
 
 
 def _amounts(parts: dict[str, float]) -> str:
-    return ", ".join(f"{WORDS.get(name, name)} {_gib(value)}" for name, value in parts.items() if value)
-
-
-def _gib(value: float) -> str:
-    gib = value / 1024**3
-    return f"{gib:.1f} GiB" if gib >= 0.1 else f"{value / 1024**2:.0f} MiB"
+    return ", ".join(f"{WORDS.get(name, name)} {size(value)}" for name, value in parts.items() if value)
 
 
 def _benchmark_cost(row: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from pobench.cli.group import STYLE
 from pobench.cli.options import Debug, Json
 from pobench.cli.terminal import err, escape, out
 from pobench.errors import PobenchError
-from pobench.printing import say_json
+from pobench.printing import say_json, size
 
 app = typer.Typer(**STYLE)
 
@@ -45,7 +45,7 @@ def doctor(
     packages = about.pop("packages")
     for key, value in {**packages, **about}.items():
         out.print(escape(f"{key:16} {value}"), highlight=False)
-    free = f"({shutil.disk_usage(existing(cache)).free / 1024**3:.1f} GiB free)"
+    free = f"({size(shutil.disk_usage(existing(cache)).free)} free)"
     out.print(escape(f"{'cache':16} {cache} {free}"), highlight=False)
     out.print()
     for use in judged:

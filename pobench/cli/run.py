@@ -206,11 +206,12 @@ def _report(work: _Work, plan: Any, outcomes: list[Any], lacking: bool, as_json:
     if all(task.kind in PREPARING for task in plan.tasks):
         _print_prepared(plan, failed, as_json)
         return
-    report, whole = work.runs / "report" / "report.html", True
-    if any(o.status != "skipped" for o in outcomes) or not report.is_file():
-        report, whole = write_report(work.runs, None, "all", None)
-    _print_results(plan, work.runs, outcomes, report, as_json)
-    _end(failed or not whole or lacking)
+    path, report = work.runs / "report" / "report.html", None
+    if any(o.status != "skipped" for o in outcomes) or not path.is_file():
+        report = write_report(work.runs, None, "all", None)
+        path = report.path
+    _print_results(plan, work.runs, outcomes, path, report and report.frames, as_json)
+    _end(failed or (report and not report.whole) or lacking)
 
 
 def _end(incomplete: object) -> None:
@@ -219,8 +220,9 @@ def _end(incomplete: object) -> None:
         raise typer.Exit(1)
 
 
-def _print_results(plan: Any, runs: Path, outcomes: list[Any], report: Path, as_json: bool) -> None:
-    """After the jobs: each run's scores, what failed, and where the report is."""
+def _print_results(plan: Any, runs: Path, outcomes: list[Any], report: Path, frames: Any, as_json: bool) -> None:
+    """After the jobs: each run's scores, what failed, and where the report is. frames: that it was made of; None where it was
+    there."""
     if as_json:
         described = {
             "outcomes": [o.__dict__ for o in outcomes],
@@ -233,7 +235,7 @@ def _print_results(plan: Any, runs: Path, outcomes: list[Any], report: Path, as_
         return
     pairs = {task.run for task in plan.tasks if task.kind == "pair"}
     models = {task.run for task in plan.tasks if task.kind in ("start", "loss")}
-    _print_summary(runs, [o for o in outcomes if o.run in models])
+    _print_summary(runs, [o for o in outcomes if o.run in models], frames)
     _print_pairs([o for o in outcomes if o.run in pairs])
     for o in outcomes:
         if o.status == "failed":
@@ -323,13 +325,15 @@ def _scores(runs: Path, outcomes: list[Any]) -> dict[str, Any]:
     return {run: rows for run, rows in scores.items() if rows}
 
 
-def _print_summary(runs: Path, outcomes: list[Any]) -> None:
-    """A line a loss and the report's card; of benchmarks, a line a run."""
+def _print_summary(runs: Path, outcomes: list[Any], frames: Any) -> None:
+    """A line a loss and the report's card; of benchmarks, a line a run. frames: of the runs; None: they are read."""
     from pobench.results.load import open_frames
 
     there = [o for o in outcomes if o.status in ("finished", "skipped")]
     if there:
-        print_answers(open_frames(runs, there[0].run.partition("/")[0]), {o.run for o in there})
+        if frames is None:
+            frames = open_frames(runs, there[0].run.partition("/")[0])
+        print_answers(frames, {o.run for o in there})
         out.print()
     for o in outcomes:
         for result in _results(runs, o.run):

@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,8 +22,9 @@ import pandas as pd
 from pobench.files import write_bytes
 from pobench.reporting.looks import look_of
 from pobench.reporting.tables import clean, show_number
-from pobench.results.arms import Arm, judges_of, of_arm
+from pobench.results.arms import Arm, arms_of, judges_of, of_arm
 from pobench.results.comparable import Comparable, Selection
+from pobench.results.derived import Frames
 from pobench.results.head_to_head import compares
 
 SAMPLE_PROMPTS = 4
@@ -60,7 +61,7 @@ def sample_answers(selection: Selection, count: int = SAMPLE_PROMPTS) -> list[Sa
     if selection.frames["answers"]["text"].isna().all():  # also where there are no answers
         return []
     firsts = _first_answers(selection)
-    judged = _judged(selection.frames["verdicts"])
+    judged = _judged(selection.frames["verdicts"], _judge_of(selection))
     shown = []
     for prompt in _answered_by_most(firsts.values())[:count]:
         rows = {arm: frame.loc[prompt] for arm, frame in firsts.items() if prompt in frame.index}
@@ -128,10 +129,12 @@ def _bytes(text: Any) -> bytes:
 
 # ---------------------------------------------------------------- packed into the page
 class Packed(NamedTuple):
-    """Answers for the page's reader. content: JSON, gzipped, in base64. note: how many answers these are, of how many."""
+    """Answers for the page's reader. content: JSON, gzipped, in base64. note: how many answers these are, of how many. name:
+    of a benchmark's, the folder of their files (`write_answers`)."""
 
     content: str
     note: str
+    name: str = ""
 
 
 def pack_answers(selection: Selection, limit: int = MOST_PACKED) -> Packed | None:
@@ -205,18 +208,12 @@ def _pack_benchmark(firsts: Mapping[Arm, pd.DataFrame], benchmark: str, judge: s
 
     def payload(kept: Sequence[Any]) -> dict[str, Any]:
         told = baseline.loc[list(kept)]
-        beside = {"label": f"Baseline of {clean(benchmark)}", "loss": "baseline", "colour": look_of("start").colour}
         arms: list[dict[str, Any]] = [
-            {**beside, "run": "", "text": [_valid(t[:LONGEST_PACKED]) for t in told["baseline"]]}
+            {**_baseline(benchmark), "run": "", "text": _cut(told["baseline"], LONGEST_PACKED)}
         ]
         for arm, own in asked.items():
-            at = own.reindex(list(kept))
-            columns: dict[str, list[Any]] = {
-                "text": [None if pd.isna(t) else _valid(t[:LONGEST_PACKED]) for t in at["text"]],
-                "score": [_number(score) for score in at["score"]],
-                "reason": [_valid(_or_empty(reason)) or None for reason in at["reason"]],
-            }
-            arms.append({**_about(arm), "run": str(own["run"].iloc[0]), **_filled(columns)})
+            columns = _beside_baseline(own.reindex(list(kept)), LONGEST_PACKED)
+            arms.append({**_about(arm), "run": str(own["run"].iloc[0]), **columns})
         facts = zip(told.index, told["kind"], told["prompt"], strict=True)
         prompts = [[_valid(str(name)), _valid(_or_empty(kind)), _valid(text)] for name, kind, text in facts]
         about = {"judge": _valid(judge), "compares": True, "against": "baseline"}
@@ -225,7 +222,26 @@ def _pack_benchmark(firsts: Mapping[Arm, pd.DataFrame], benchmark: str, judge: s
     content, count = _fitting(questions, payload, limit)
     whose = f"the baseline’s answers and those of {_count(len(asked), 'model')}, of each its lowest seed’s"
     note = f"{clean(benchmark)}, {show_number(count)} of {_count(len(questions), 'question')}: {whose}."
-    return Packed(content, note) if count else None
+    return Packed(content, note, _benchmark_name(benchmark, judge)) if count else None
+
+
+def _baseline(benchmark: str) -> dict[str, str]:
+    """What is said of a baseline among the models."""
+    return {"label": f"Baseline of {clean(benchmark)}", "loss": "baseline", "colour": look_of("start").colour}
+
+
+def _beside_baseline(rows: pd.DataFrame, longest: int) -> dict[str, list[Any]]:
+    """Answers to a benchmark as columns: text, the score against the baseline, the judge's reason. rows: by question."""
+    columns: dict[str, list[Any]] = {
+        "text": _cut(rows["text"], longest),
+        "score": [_number(score) for score in rows["score"]],
+        "reason": [_valid(_or_empty(reason)) or None for reason in rows["reason"]],
+    }
+    return _filled(columns)
+
+
+def _cut(texts: Iterable[Any], longest: int) -> list[Any]:
+    return [None if text is None or pd.isna(text) else _valid(str(text)[:longest]) for text in texts]
 
 
 def _count(number: int, noun: str) -> str:
@@ -242,7 +258,7 @@ def _json(data: Any) -> bytes:
 
 def _payload(selection: Selection, firsts: Mapping[Arm, pd.DataFrame], prompts: Sequence[Any]) -> dict[str, Any]:
     verdicts = selection.frames["verdicts"]
-    judged = _judged(verdicts)
+    judged = _judged(verdicts, _judge_of(selection))
     arms = []
     for arm, frame in firsts.items():
         run = str(frame["run"].iloc[0])
@@ -289,16 +305,16 @@ UNJUDGED = Verdict(math.nan, math.nan)
 def _columns(answers: pd.DataFrame, judged: Mapping[tuple[Any, Any, Any], Verdict], longest: int) -> dict[str, Any]:
     """The answers as columns, null where there is none: text, score, flipped and reason (of the main judge), tokens, finished;
     cut: place of each answer that is longer than `longest` characters → how many are left out. answers: by prompt."""
-    texts = [None if pd.isna(text) else str(text) for text in answers["text"]]
-    keys = zip(answers["run"], answers.index, answers["sample"], strict=True)
+    texts = [None if pd.isna(text) else str(text) for text in _values(answers["text"])]
+    keys = zip(_values(answers["run"]), answers.index.tolist(), _values(answers["sample"]), strict=True)
     verdicts = [judged.get(key, UNJUDGED) for key in keys]
     columns: dict[str, list[Any]] = {
         "text": [None if text is None else _valid(text[:longest]) for text in texts],
         "score": [_number(verdict.score) for verdict in verdicts],
         "flipped": [_number(verdict.flipped) for verdict in verdicts],
         "reason": [_valid(_or_empty(verdict.reason)) or None for verdict in verdicts],
-        "tokens": [_number(tokens) for tokens in answers["tokens"]],
-        "finished": [None if pd.isna(ended) else int(bool(ended)) for ended in answers["finished"]],
+        "tokens": [_number(tokens) for tokens in _values(answers["tokens"])],
+        "finished": [None if pd.isna(ended) else int(bool(ended)) for ended in _values(answers["finished"])],
     }
     cut = {str(place): len(text) - longest for place, text in enumerate(texts) if text and len(text) > longest}
     return {**_filled(columns), **({"cut": cut} if cut else {})}
@@ -327,13 +343,23 @@ def _battles(selection: Selection, firsts: Mapping[Arm, pd.DataFrame], prompts: 
     return battles
 
 
-def _judged(verdicts: pd.DataFrame) -> dict[tuple[Any, Any, Any], Verdict]:
-    """(run, prompt, sample) → the main judge's verdict."""
+def _judge_of(selection: Selection) -> str:
+    """The main judge; "" where there is none."""
+    return next(iter(judges_of(selection.frames["verdicts"])), "")
+
+
+def _judged(verdicts: pd.DataFrame, judge: str) -> dict[tuple[Any, Any, Any], Verdict]:
+    """(run, prompt, sample) → the judge's verdict."""
     if verdicts.empty:
         return {}
-    judged = verdicts[verdicts["judge"].isin(judges_of(verdicts)[:1])].drop_duplicates(["run", "prompt", "sample"])
-    rows = judged[["run", "prompt", "sample", *Verdict._fields]].itertuples(index=False)
-    return {(run, prompt, sample): Verdict(*verdict) for run, prompt, sample, *verdict in rows}
+    judged = verdicts[verdicts["judge"] == judge].drop_duplicates(["run", "prompt", "sample"])
+    columns = [_values(judged[name]) for name in ("run", "prompt", "sample", *Verdict._fields)]
+    return {(run, prompt, sample): Verdict(*verdict) for run, prompt, sample, *verdict in zip(*columns, strict=True)}
+
+
+def _values(column: pd.Series) -> list[Any]:
+    """As Python has them; a column of text is slow to go through."""
+    return column.to_numpy(object).tolist()  # type: ignore[no-any-return]
 
 
 def _number(value: Any) -> float | int | None:
@@ -355,48 +381,128 @@ def _valid(text: str) -> str:
 
 # ---------------------------------------------------------------- files beside the page
 INDEX = "index.json"
-
-
-def write_answers(comparable: Comparable, folder: str | Path) -> list[Path]:
-    """Write every answer of every arm: `index.json` with the prompts and the arms, and a file an arm. Returns the paths; []
-    without texts.
-
-    The index has `judge`, `compares` and `prompts` as `pack_answers` has them, and `arms`: label, loss, colour, file. An
-    arm's file has `answers`: for each run and sample its run, seed, sample, and the columns of `_columns`, one value a prompt
-    of the index.
-    """
-    selection, folder = comparable.every_arm, Path(folder)
-    runs, answers, verdicts = (selection.frames[name] for name in ("runs", "answers", "verdicts"))
-    told = answers[answers["text"].notna()]
-    if told.empty:
-        return []
-    by_prompt = told.drop_duplicates("prompt").set_index("prompt")
-    prompts = sorted(by_prompt.index, key=str)
-    judged, seeds = _judged(verdicts), dict(zip(runs["run"], runs["seed"], strict=True))
-    paths, arms = [], []
-    for arm in selection.arms:
-        groups = of_arm(told, arm).groupby(["run", "sample"], sort=True)
-        entries = [
-            {
-                "run": _valid(str(run)),
-                "seed": int(seeds[run]),
-                "sample": int(sample),
-                **_columns(rows.drop_duplicates("prompt").set_index("prompt").reindex(prompts), judged, LARGEST),
-            }
-            for (run, sample), rows in groups
-        ]
-        if entries:
-            paths.append(folder / f"{_file_name(arm)}.json")
-            write_bytes(paths[-1], _json({"answers": entries}))
-            arms.append({**_about(arm), "file": paths[-1].name})
-    write_bytes(folder / INDEX, _json({**_judge(verdicts), "prompts": _prompts([by_prompt], prompts), "arms": arms}))
-    return [folder / INDEX, *paths]
-
-
 LARGEST = 1_000_000  # characters of an answer in a file
+ANSWER_COLUMNS = ("prompt", "sample", "kind", "instruction", "text", "tokens", "finished")
+VERDICT_COLUMNS = ("prompt", "sample", "judge", *Verdict._fields)
 
 
-def _file_name(arm: Arm) -> str:
-    """The loss and what tells its arms apart."""
-    word = re.sub(r"[^a-z0-9]+", "-", arm.loss.casefold()).strip("-")[:40]
-    return f"{word or 'loss'}-{hashlib.sha256(_bytes(arm.id)).hexdigest()[:8]}"
+class AnswerFiles:
+    """A folder of answers while it is written: a file a model, then the index.
+
+    prompts: id → [id, kind, instruction], in the order in which they are met. Columns of a file have one value a prompt, up to
+    the last that was met when it was written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.prompts: dict[Any, list[str]] = {}
+        self._arms: list[dict[str, str]] = []
+
+    def meet(self, asked: pd.DataFrame) -> None:
+        """asked: id, kind and instruction of distinct prompts."""
+        for prompt, kind, instruction in asked.itertuples(index=False):
+            if prompt not in self.prompts:
+                self.prompts[prompt] = [_valid(str(prompt)), _valid(_or_empty(kind)), _valid(_or_empty(instruction))]
+
+    def write(self, about: Mapping[str, str], file: str, entries: Sequence[Mapping[str, Any]]) -> None:
+        """A model's file. about: what the index says of it. entries: of each run and sample its columns."""
+        write_bytes(self.folder / file, _json({"answers": entries}))
+        self._arms.append({**about, "file": file})
+
+    def close(self, about: Mapping[str, Any]) -> Path:
+        index = {**about, "prompts": [*self.prompts.values()], "arms": self._arms}
+        write_bytes(self.folder / INDEX, _json(index))
+        return self.folder / INDEX
+
+
+def write_answers(comparable: Comparable, folder: Path, runs: Set[str] | None = None) -> dict[str, Path]:
+    """Write the answers of every arm, arm by arm: `index.json` with the prompts and the arms, and a file an arm; below, a
+    folder of the same for each benchmark whose answers stand beside a baseline's. runs: only arms with one of these. Returns
+    the indices that were written: "" → of the setting's own prompts, `Packed.name` → of a benchmark.
+
+    An index has `judge`, `compares`, `against` (a benchmark's) and `prompts` as packed answers have them, and `arms`: label,
+    loss, colour, file. An arm's file has `answers`: for each run and sample its run, seed, sample, and the columns of
+    `_columns`, one value a prompt of the index; what is missing at their end has no answer.
+    """
+    arms = arms_of(comparable.frames["runs"], every_round=True)
+    wanted = [arm for arm in arms if runs is None or not runs.isdisjoint(arm.runs)]
+    found = {"": _write_own(comparable.frames, wanted, folder), **_write_benchmarks(comparable.frames, wanted, folder)}
+    return {name: index for name, index in found.items() if index is not None}
+
+
+def _write_own(frames: Frames, arms: Sequence[Arm], folder: Path) -> Path | None:
+    """The answers to the setting's own prompts; None where none is stored."""
+    answers, verdicts, files = frames.rows("answers"), frames.rows("verdicts"), AnswerFiles(folder)
+    assert answers is not None and verdicts is not None, "a group of runs has both frames"
+    judge, seeds = next(iter(judges_of(verdicts)), ""), _seeds(frames)
+    comparing = False
+    for arm in arms:
+        own = answers.of(arm.runs, ANSWER_COLUMNS)
+        own = own[own["text"].notna()]
+        if own.empty:
+            continue
+        given = verdicts.of(arm.runs, (*VERDICT_COLUMNS, "against"))
+        comparing |= len(given) > 0 and bool((given.loc[given["judge"] == judge, "against"] == "start").any())
+        judged = _judged(given, judge)
+        files.meet(own.drop_duplicates("prompt")[["prompt", "kind", "instruction"]])
+        entries = []
+        for (run, sample), rows in own.groupby(["run", "sample"], sort=True):
+            by_prompt = rows.drop_duplicates("prompt").set_index("prompt").reindex(list(files.prompts))
+            about = {"run": _valid(str(run)), "seed": seeds[run], "sample": int(sample)}
+            entries.append({**about, **_columns(by_prompt, judged, LARGEST)})
+        files.write(_about(arm), file_of(arm), entries)
+    return files.close({"judge": _valid(judge), "compares": comparing}) if files.prompts else None
+
+
+def _write_benchmarks(frames: Frames, arms: Sequence[Arm], folder: Path) -> dict[str, Path]:
+    """The answers to the questions of benchmarks, and their baselines': a folder for each benchmark and judge."""
+    rows, seeds = frames.rows("benchmark_answers"), _seeds(frames)
+    if rows is None or not len(rows):
+        return {}
+    written: dict[tuple[str, str], AnswerFiles] = {}
+    baselines: dict[tuple[str, str], dict[Any, Any]] = {}
+    for arm in arms:
+        own = rows.of(arm.runs)
+        for (benchmark, judge), of_judge in own.groupby(["benchmark", "judge"], sort=True):
+            key = str(benchmark), str(judge)
+            files = written.setdefault(key, AnswerFiles(folder / _benchmark_name(*key)))
+            files.meet(of_judge.drop_duplicates("question")[["question", "kind", "prompt"]])
+            told = baselines.setdefault(key, {})
+            for question, text in zip(of_judge["question"], of_judge["baseline"], strict=True):
+                told.setdefault(question, text)
+            entries = []
+            for run, part in of_judge.groupby("run", sort=True):
+                by_question = part.drop_duplicates("question").set_index("question").reindex(list(files.prompts))
+                about = {"run": _valid(str(run)), "seed": seeds[run]}
+                entries.append({**about, **_beside_baseline(by_question, LARGEST)})
+            files.write(_about(arm), file_of(arm), entries)
+    indices = {}
+    for (benchmark, judge), files in written.items():
+        texts = [baselines[benchmark, judge].get(question) for question in files.prompts]
+        files.write(_baseline(benchmark), "baseline.json", [{"run": "", "seed": -1, "text": _cut(texts, LARGEST)}])
+        about = {"judge": _valid(judge), "compares": True, "against": "baseline"}
+        indices[_benchmark_name(benchmark, judge)] = files.close(about)
+    return indices
+
+
+def _seeds(frames: Frames) -> dict[Any, int]:
+    runs = frames["runs"]
+    return {run: int(seed) for run, seed in zip(runs["run"], runs["seed"], strict=True)}
+
+
+def file_of(arm: Arm) -> str:
+    """The name of an arm's file: the loss and what tells its arms apart."""
+    return f"{_plain(arm.loss) or 'loss'}-{_short(arm.id)}.json"
+
+
+def _benchmark_name(benchmark: str, judge: str) -> str:
+    """The name of the folder of a benchmark's answers as one judge saw them."""
+    return f"{_plain(benchmark) or 'benchmark'}-{_short(f'{benchmark} {judge}')}"
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.casefold()).strip("-")[:40]
+
+
+def _short(text: str) -> str:
+    return hashlib.sha256(_bytes(text)).hexdigest()[:8]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pobench.printing import size
 from pobench.reporting.tables import clean, decimals_that_tell, listing
 from pobench.results import health, stats
 from pobench.results.arms import Arm, of_arm, score_of
@@ -320,7 +321,7 @@ def _cost(selection: Selection) -> list[Finding]:
     ]
     text = f"Training one run: {' to '.join(ends)}"
     most = memory(finished).max()
-    text += f"; at most {most / 2**30:.1f} GiB of memory." if most > 0 else "."
+    text += f"; at most {size(most)} of memory." if most > 0 else "."
     beside = bool(crowded(finished[finished["loss"] != "start"]).any())
     return [
         Finding(

@@ -12,8 +12,8 @@ import importlib.metadata
 import importlib.resources
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ from pobench import registry
 from pobench.errors import PobenchError, UndrawnError, UnknownNameError, nearest
 from pobench.files import whole
 from pobench.reporting.answers import (
-    INDEX,
     MOST_PACKED,
     Packed,
     SamplePrompt,
@@ -95,7 +94,7 @@ def build_report(
         if name.rpartition(".")[2] in formats:
             _write(out / name, page().encode("utf-8", "replace"))
     if FRAMES in formats:
-        write_group_frames(stored, groups, out / "frames")
+        write_group_frames(stored, groups, [group.frames["scores"] for group in groups], out / "frames")
     report = out / "report.html" if "html" in formats else out
     refuse_undrawn(sections, report)
     return report
@@ -117,12 +116,14 @@ def build_sections(
     return sections + [build_section(group, anchor, [next(items) for _ in within], most) for group, anchor in anchored]
 
 
-def lay_answers_beside(sections: Sequence[Section], groups: Sequence[Comparable], out: Path) -> None:
-    """Write every answer as files below the page's folder, which a page that is served reads. sections: those of the groups
-    come last."""
+def lay_answers_beside(
+    sections: Sequence[Section], groups: Sequence[Comparable], out: Path, runs: Set[str] | None = None
+) -> None:
+    """Write answers as files below the page's folder, which a page that is served reads. sections: those of the groups come
+    last. runs: only arms with one of these."""
     for group, section in zip(groups, sections[-len(groups) :], strict=True):
-        if write_answers(group, out / section.folder / ANSWERS):
-            section.beside_page = f"{section.folder}/{ANSWERS}/{INDEX}"
+        written = write_answers(group, out / section.folder / ANSWERS, runs)
+        section.beside_page = {name: index.relative_to(out).as_posix() for name, index in written.items()}
 
 
 def refuse_undrawn(sections: Iterable[Section], report: Path) -> None:
@@ -131,11 +132,19 @@ def refuse_undrawn(sections: Iterable[Section], report: Path) -> None:
         raise UndrawnError(report, failed)
 
 
-def write_group_frames(frames: Frames, groups: Sequence[Comparable], folder: Path) -> None:
-    """The frames of the groups, with the scores of every arm."""
+def write_group_frames(
+    frames: Frames,
+    groups: Sequence[Comparable],
+    scores: Sequence[pd.DataFrame],
+    folder: Path,
+    detailed: Set[str] | None = None,
+) -> None:
+    """The frames of the groups. scores: of each group. detailed: the only runs whose rows of prompts, pairs and steps are
+    written; None: all."""
     own = frames.of_runs(run for group in groups for run in group.frames["runs"]["run"])
-    scores = pd.concat([group.frames["scores"] for group in groups], ignore_index=True)
-    write_frames({**own, "scores": scores.sort_values(["run", "metric"], kind="stable")}, folder)
+    by_run = own.by_run if detailed is None else {name: rows.only(detailed) for name, rows in own.by_run.items()}
+    every_score = pd.concat(scores, ignore_index=True).sort_values(["run", "metric"], kind="stable")
+    write_frames(Frames({**own.stored, "scores": every_score}, own.later, by_run), folder)
 
 
 def chosen(names: Sequence[str] | None) -> list[registry.Figure]:
@@ -245,7 +254,9 @@ class Section:
     both_fell: str
     items: list[Item]
     losses: str  # JSON: name, title, colour and the labels of each trained loss
-    beside_page: str = ""  # the index of answers that lie as files beside the page
+    beside_page: Mapping[str, str] = field(
+        default_factory=dict
+    )  # `Packed.name` → the index of answers that lie beside the page
 
     @property
     def summary(self) -> Download:

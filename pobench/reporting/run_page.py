@@ -1,5 +1,6 @@
-"""The page of one run in a shared site, and of an arm, whose runs differ in the seed alone: what it is, its values with their
-sources, its scores, curves, results by digest, environment, answers, and the commands that make it again."""
+"""The page of one run in a shared site: what it is, its values with their sources, its scores, curves, results by digest,
+environment, answers, and the commands that make it again. An arm, whose runs differ in the seed alone, has a page that lists
+them, and so have runs that are too many for a page each."""
 
 from __future__ import annotations
 
@@ -7,30 +8,32 @@ import base64
 import hashlib
 import importlib.metadata
 import importlib.resources
-import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from shlex import quote
 from typing import Any, NamedTuple
 
 import jinja2
+import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from pobench.files import nan_as_null
+from pobench.printing import size
+from pobench.reporting.answers import INDEX, file_of
 from pobench.reporting.looks import START, look_of
 from pobench.reporting.run_facts import command_of, title_of, values_of, without_paths
 from pobench.reporting.tables import clean, show_number
 from pobench.results import metrics
-from pobench.results.arms import Arm, json_object, judges_of, of_arm
+from pobench.results.arms import Arm, arms_of, json_object, judges_of, of_arm
 from pobench.results.comparable import Comparable
 from pobench.results.run_folder import RunFolder, short_names
 
 SHOWN_ANSWERS = 12
-LONGEST_ANSWER = 2000  # characters on the page; the file beside it has all
+LONGEST_ANSWER = 2000  # characters on the page; the file of all answers has all
+LONGEST_LIST = 1000  # runs on a page that lists them
 MOST_POINTS = 240  # of a curve
 WIDTH, HEIGHT, LEFT, BOTTOM = 320, 150, 46, 18  # of a curve, in its own units
 
@@ -43,21 +46,17 @@ CURVES = {  # title → (columns of the frame `steps`, unit)
     "Learning rate": (("lr",), ""),
     "KL on held-out winners": (("heldout/kl",), "nats/token"),
 }
+CURVE_COLUMNS = ("step", *(name for names, _ in CURVES.values() for name in names))
 
 
 # ---------------------------------------------------------------- where a page lies
-def page_of(name: str, prefix: str = "runs/") -> str:
-    """The path of a run's or an arm's page in the site, of plain letters alone, whatever the name is made of."""
+def page_of(name: str) -> str:
+    """The path of the page of a run, an arm or a list in the site, of plain letters alone, whatever the name is made of."""
     setting, _, folder = name.partition("/")
     plain = [re.sub(r"[^A-Za-z0-9._~-]", "-", part).lstrip(".")[:100] for part in (setting, folder)]
     if plain != [setting, folder] or not all(plain):
         plain[1] += "-" + hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:12]
-    return f"{prefix}{plain[0] or 'setting'}/{plain[1]}.html"
-
-
-def page_of_arm(arm: Arm) -> str:
-    """A single run stands for its arm."""
-    return page_of(arm.runs[0] if len(arm.runs) == 1 else arm.id)
+    return f"runs/{plain[0] or 'setting'}/{plain[1]}.html"
 
 
 # ---------------------------------------------------------------- what a page says
@@ -114,25 +113,48 @@ class RunPage:
     commands: list[tuple[str, str]]
     seeds: list[Text]
     answers: list[Answer]
-    every_answer: str  # the address of the file with all, "" where there are none
+    every_answer: str  # the address of the file that has all, and those of its other seeds
+    prompts: str  # the address of the file of their prompts
+    kicker: str = "One run"
+
+
+class Row(NamedTuple):
+    """A run on a page of several. words: behind its name. cells: (value, interval). id: its anchor."""
+
+    run: Text
+    words: list[str]
+    cells: list[tuple[str, str]]
+    id: str = ""
 
 
 @dataclass
-class ArmPage:
-    """What the template of an arm's page reads."""
+class ListPage:
+    """What the template of a page of several runs reads."""
 
+    kicker: str
     title: str
     colour: str
-    heads: list[tuple[str, str]]  # metric, title
-    rows: list[tuple[Text, list[tuple[str, str]]]]  # run, (value, interval) of each metric
+    words: list[str]  # heads of the words of each row
+    heads: list[tuple[str, str]]  # of its cells: metric, title
+    rows: list[Row]
+    note: str
 
 
 @dataclass
 class Pages:
-    """The pages of a group of runs that may be compared. folder: of a run's name."""
+    """The pages of a group of runs that may be compared.
+
+    folder: of a run's name. configs: run → its configuration, of the runs that have a page; the others are rows of pages that
+    list them. scored: rows of the frame `scores`. answers: the folder of the files of all answers, seen from the site's; ""
+    where there is none. number: the group's, by which its lists are called.
+    """
 
     comparable: Comparable
     folder: Callable[[str], RunFolder]
+    configs: Mapping[str, Mapping[str, Any]]
+    scored: pd.DataFrame
+    answers: str = ""
+    number: int = 1
 
     @cached_property
     def runs(self) -> dict[str, dict[Any, Any]]:
@@ -144,63 +166,95 @@ class Pages:
 
     @cached_property
     def arm_of(self) -> dict[str, Arm]:
-        return {run: arm for arm in self.comparable.every_arm.arms for run in arm.runs}
+        arms = arms_of(self.comparable.frames["runs"], every_round=True)
+        return {run: arm for arm in arms for run in arm.runs}
 
     @cached_property
     def scores(self) -> dict[str, list[dict[Any, Any]]]:
-        """Run or arm → its rows of the frame `scores`."""
-        frame = self.comparable.frames["scores"]
-        return {str(run): rows.to_dict("records") for run, rows in frame.groupby("run", sort=False)}
+        """Run or arm → its rows."""
+        return {str(run): rows.to_dict("records") for run, rows in self.scored.groupby("run", sort=False)}
 
     @cached_property
     def judge(self) -> str:
-        return next(iter(judges_of(self.comparable.frames["verdicts"])), "")
+        verdicts = self.comparable.frames.rows("verdicts")
+        return next(iter(judges_of(verdicts)), "") if verdicts is not None else ""
+
+    # -- which pages there are, and where a run stands
+    @cached_property
+    def lists(self) -> dict[str, list[str]]:
+        """Path of a page → its runs: those without a page of their own, arm by arm."""
+        listed = [run for run in dict.fromkeys([*self.arm_of, *self.runs]) if run not in self.configs]
+        parts = [listed[at : at + LONGEST_LIST] for at in range(0, len(listed), LONGEST_LIST)]
+        return {
+            page_of(f"{self.comparable.setting}/~others-{self.number}-{n}"): part for n, part in enumerate(parts, 1)
+        }
+
+    @cached_property
+    def addresses(self) -> dict[str, str]:
+        """Run → where it stands, seen from the site's folder."""
+        rows = {run: f"{page}#{_anchor(run)}" for page, listed in self.lists.items() for run in listed}
+        return {run: page_of(run) for run in self.configs if run in self.runs} | rows
+
+    def address_of_arm(self, arm: Arm) -> str:
+        """A single run stands for its arm, and for one whose runs have no page the first does."""
+        alone = len(arm.runs) == 1 or arm.runs[0] not in self.configs
+        return self.addresses[arm.runs[0]] if alone else page_of(arm.id)
+
+    def written(self) -> Iterator[tuple[str, RunPage | ListPage]]:
+        """(path, page) of every page."""
+        for run in self.runs:
+            if run in self.configs:
+                yield page_of(run), self.run(run)
+        for arm in self.comparable.every_arm.arms:
+            if len(arm.runs) > 1 and arm.runs[0] in self.configs:
+                yield page_of(arm.id), self.arm(arm)
+        for page, listed in self.lists.items():
+            yield page, self.listing(listed)
 
     # -- a run
-    def run(self, run: str) -> tuple[RunPage, list[dict[str, Any]]]:
-        """A run's page, and all its answers as the rows of the file beside it."""
+    def run(self, run: str) -> RunPage:
         row, folder, arm = self.runs[run], self.folder(run), self.arm_of.get(run)
-        config = folder.config
+        config = self.configs[run]
         start = row["loss"] == "start"
         title, source, formula = ("Start model", "", []) if start else title_of(row["loss"])
         label = title if start else arm.label if arm else title
-        answers = self._answers(run)
         values = [(clean(key), clean(value, 600), clean(where, 300)) for key, value, where in values_of(config)]
-        firsts = [answer for answer in answers if answer["sample"] == answers[0]["sample"]]
-        page = RunPage(
+        answers = self._answers(run)
+        beside = f"../../{self.answers}/" if answers and arm and self.answers else ""
+        trained = folder.trained
+        return RunPage(
             title=clean(label if start else f"{label}, seed {row['seed']}"),
             colour=START.colour if start else look_of(row["loss"]).colour,
             name=clean(run),
-            facts=[(name, text) for name, text in self._facts(row, folder, source) if text.text],
+            facts=[(name, text) for name, text in self._facts(row, trained or {}, source) if text.text],
             formula=clean("\n".join(formula)),
             scores=[_score(row) for row in sorted(self.scores.get(run, []), key=_place) if row["n"]],
-            curves=list(_curves(self._rows("steps", run), look_of(row["loss"]).colour)),
+            curves=list(_curves(self._rows("steps", run, CURVE_COLUMNS), look_of(row["loss"]).colour)),
             values=[value for value in values if value[2] != "default"],
             defaults=[value for value in values if value[2] == "default"],
-            results=list(_results(folder)),
+            results=list(_results(folder, trained)),
             others=int(row["others"]) if not pd.isna(row["others"]) else 0,
             environment=[(clean(key), clean(value, 300)) for key, value in _flat(json_object(row["environment"]))],
             commands=_commands(config, self.short[run], start),
             seeds=[self._link(other) for other in (arm.runs if arm else ()) if other != run],
-            answers=[_shown(answer) for answer in firsts[:SHOWN_ANSWERS]],
-            every_answer=page_of(run, "").rpartition("/")[2].removesuffix(".html") + ".answers.json" if answers else "",
+            answers=answers,
+            every_answer=f"{beside}{file_of(arm)}" if beside and arm else "",
+            prompts=f"{beside}{INDEX}" if beside else "",
         )
-        return page, answers
 
     def _link(self, run: str) -> Text:
-        """To another run's page, if the site has one."""
+        """To another run's page or row, if the site has one."""
         known = self.runs.get(run)
         if known is None:
             return Text(clean(run))
         seed = "" if known["loss"] == "start" else f", seed {known['seed']}"
-        return Text(clean(f"{self.short[run]}{seed}"), clean(run), page_of(run, "../"))
+        return Text(clean(f"{self.short[run]}{seed}"), clean(run), f"../{self.addresses[run].removeprefix('runs/')}")
 
-    def _facts(self, row: Mapping[Any, Any], folder: RunFolder, source: str) -> Iterator[tuple[str, Text]]:
-        trained = folder.trained or {}
+    def _facts(self, row: Mapping[Any, Any], trained: Mapping[str, Any], source: str) -> Iterator[tuple[str, Text]]:
         start = row["loss"] == "start"
         yield "setting", Text(clean(str(row["setting"])))
         yield "objective", Text("" if start else clean(f"{row['loss']} ({source})"))
-        yield "state", Text(clean(f"{row['status']}: {row['reason']}" if row["reason"] else str(row["status"])))
+        yield "state", Text(clean(_state(row)))
         for name, column in (("start model", "start"), ("begins from", "begins")):
             known = isinstance(row[column], str) and row[column] != row["run"]
             yield name, self._link(row[column]) if known and row[column] else Text("")
@@ -210,47 +264,84 @@ class Pages:
         yield "tokens trained on", Text(_number(row["tokens"]))
         seconds, memory = row["seconds"], row["peak_memory"]
         yield "training took", Text("" if pd.isna(seconds) else f"{seconds / 60:.1f} min")
-        yield "memory", Text("" if pd.isna(memory) else f"{memory / 2**30:.1f} GiB")
+        yield "memory", Text("" if pd.isna(memory) else size(memory))
         tuned = json_object(row["tuned"])
         yield "values come from", Text(clean(f"{row['values'] or ''}{_search(tuned)}"))
         yield "note", Text(clean(str(row["note"]) if isinstance(row["note"], str) else ""))
 
-    def _rows(self, frame: str, run: str) -> pd.DataFrame:
+    def _rows(self, frame: str, run: str, columns: Sequence[str]) -> pd.DataFrame:
         rows = self.comparable.frames.rows(frame)
-        return pd.DataFrame() if rows is None else rows.of([run])
+        return pd.DataFrame() if rows is None else rows.of([run], columns)
 
-    def _answers(self, run: str) -> list[dict[str, Any]]:
-        """Every answer of a run with the main judge's score."""
-        answers, verdicts = self._rows("answers", run), self._rows("verdicts", run)
+    def _answers(self, run: str) -> list[Answer]:
+        """The first answers of a run, with the main judge's score."""
+        answers = self._rows("answers", run, ("prompt", "sample", "instruction", "text"))
         if answers.empty or answers["text"].isna().all():
             return []
-        keys = ["prompt", "sample"]
-        kept = answers[[*keys, "kind", "instruction", "text", "tokens", "finished"]]
-        if not verdicts.empty:
-            main = verdicts[verdicts["judge"] == self.judge].drop_duplicates(keys)
-            kept = kept.merge(main[[*keys, "score"]], on=keys, how="left")
-        rows = [{str(key): _plain(value) for key, value in row.items()} for row in kept.to_dict("records")]
-        return [dict(nan_as_null(row)) for row in rows]
+        shown = answers[answers["sample"] == answers["sample"].iloc[0]].head(SHOWN_ANSWERS)
+        verdicts = self._rows("verdicts", run, ("prompt", "sample", "judge", "score"))
+        scores: dict[tuple[Any, Any], float] = {}
+        if len(verdicts):
+            own = verdicts[(verdicts["judge"] == self.judge) & verdicts["prompt"].isin(shown["prompt"])]
+            for prompt, sample, score in zip(own["prompt"], own["sample"], own["score"], strict=True):
+                scores.setdefault((prompt, sample), float(score))
+        rows = shown.to_dict("records")
+        return [_shown(row, scores.get((row["prompt"], row["sample"]), math.nan)) for row in rows]
 
-    # -- an arm
-    def arm(self, arm: Arm) -> ArmPage:
+    # -- several runs
+    def arm(self, arm: Arm) -> ListPage:
         """The page of an arm of several runs: each seed's numbers, and those of all together."""
-        shown = [name for name in MAIN if any(_of(self.scores.get(run, []), name) for run in (arm.id, *arm.runs))]
         members = of_arm(self.comparable.frames["runs"], arm).sort_values(["seed", "run"], kind="stable")
         lines = [(self._link(run), run) for run in members["run"]]
-        if len(arm.runs) > 1 and arm.id in self.scores:
+        if arm.id in self.scores:
             lines.append((Text("all seeds together"), arm.id))
-        rows = [(text, [_brief(_of(self.scores.get(name, []), metric)) for metric in shown]) for text, name in lines]
-        titles = [(name, metrics.METRICS[name].title) for name in shown]
-        return ArmPage(clean(arm.label), look_of(arm.loss).colour, titles, rows)
+        heads = self._heads([arm.id, *arm.runs])
+        rows = [Row(text, [], self._cells(name, heads)) for text, name in lines]
+        note = "In brackets: 95 % interval; of a single run for other prompts or pairs alone."
+        return ListPage("A loss, seed by seed", clean(arm.label), look_of(arm.loss).colour, [], heads, rows, note)
+
+    def listing(self, listed: Sequence[str]) -> ListPage:
+        """A page of runs that have none of their own."""
+        heads, rows = self._heads(listed), []
+        for run in listed:
+            row, arm = self.runs[run], self.arm_of.get(run)
+            label = clean(arm.label if arm else str(row["title"]))
+            seed = "–" if row["loss"] == "start" else str(row["seed"])
+            name = Text(clean(self.short[run]), clean(run))
+            rows.append(Row(name, [label, seed, clean(_state(row))], self._cells(run, heads), _anchor(run)))
+        note = (
+            "This site has a page for each loss with its setting’s own values; these runs have others. Their values, where "
+            "those come from, and their environments are in data/runs.parquet. In brackets: 95 % interval, for other prompts "
+            "or pairs."
+        )
+        title = f"Further runs of {clean(self.comparable.title, 120)}"
+        return ListPage("Runs", title, START.colour, ["Loss", "Seed", "State"], heads, rows, note)
+
+    def _heads(self, names: Sequence[str]) -> list[tuple[str, str]]:
+        """(metric, title) of the main metrics that one of these runs or arms has."""
+        shown = [name for name in MAIN if any(_of(self.scores.get(run, []), name) for run in names)]
+        return [(name, metrics.METRICS[name].title) for name in shown]
+
+    def _cells(self, name: str, heads: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+        return [_brief(_of(self.scores.get(name, []), metric)) for metric, _ in heads]
 
 
 HASH = re.compile(r"[0-9a-f]{32,}")
-MAIN = ("pass_rate", "pass_rate_gain", "win_rate", "reward_accuracy", "length_tokens")  # metrics of an arm's page
+MAIN = (
+    "pass_rate",
+    "pass_rate_gain",
+    "win_rate",
+    "reward_accuracy",
+    "length_tokens",
+)  # metrics of a page of several runs
 
 
-def answers_file(answers: Sequence[Mapping[str, Any]]) -> bytes:
-    return (json.dumps(answers, indent=0, ensure_ascii=True) + "\n").encode()
+def _anchor(run: str) -> str:
+    return page_of(run).rpartition("/")[2].removesuffix(".html")
+
+
+def _state(row: Mapping[Any, Any]) -> str:
+    return f"{row['status']}: {row['reason']}" if row["reason"] else str(row["status"])
 
 
 # ---------------------------------------------------------------- scores
@@ -308,11 +399,14 @@ def _points(steps: pd.DataFrame, name: str) -> Points:
     """(step, value) of at most `MOST_POINTS` steps: of so many neighbours the mean."""
     if name not in steps:
         return []
-    known = steps[["step", name]].dropna()
+    known = steps[["step", name]].dropna().to_numpy(float)  # (steps, 2)
     together = math.ceil(len(known) / MOST_POINTS) or 1
-    grouped = known.groupby([place // together for place in range(len(known))]).mean()
-    points = list(zip(grouped["step"].astype(float), grouped[name].astype(float), strict=True))
-    return [(x, y) for x, y in points if math.isfinite(y)]
+    firsts = np.arange(0, len(known), together)
+    if not len(known):
+        return []
+    counts = np.diff(firsts, append=len(known))
+    means = np.add.reduceat(known, firsts) / counts[:, None]
+    return [(x, y) for x, y in means.tolist() if math.isfinite(y)]
 
 
 def _curve(title: str, unit: str, series: Sequence[tuple[str, Points]], colour: str) -> Markup:
@@ -361,8 +455,8 @@ def _tick(value: float) -> str:
 
 
 # ---------------------------------------------------------------- results by digest
-def _results(folder: RunFolder) -> Iterator[Result]:
-    if (trained := folder.trained) is not None:
+def _results(folder: RunFolder, trained: Mapping[str, Any] | None) -> Iterator[Result]:
+    if trained is not None:
         yield _result("train", folder.run.rpartition("/")[2], trained)
     for stage, name in sorted(folder.shown.items()):
         node = folder.node(name)
@@ -416,32 +510,33 @@ def _flat(tree: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield str(key), without_paths(str(value))
 
 
-def _plain(value: Any) -> Any:
-    return value.item() if hasattr(value, "item") else value
-
-
-def _shown(row: Mapping[str, Any]) -> Answer:
-    text, score = str(row["text"] or ""), row.get("score")
-    mark = "" if score is None else {1.0: "passes", 0.0: "fails"}.get(float(score), f"score {float(score):.2f}")
+def _shown(row: Mapping[Any, Any], score: float) -> Answer:
+    """score: nan where there is none."""
+    text, instruction = ("" if pd.isna(row[name]) else str(row[name]) for name in ("text", "instruction"))
+    mark = "" if math.isnan(score) else {1.0: "passes", 0.0: "fails"}.get(score, f"score {score:.2f}")
     hidden = max(0, len(text) - LONGEST_ANSWER)
-    return Answer(
-        clean(str(row["instruction"] or row["prompt"]), LONGEST_ANSWER), clean(text[:LONGEST_ANSWER]), hidden, mark
-    )
+    asked = clean(instruction or str(row["prompt"]), LONGEST_ANSWER)
+    return Answer(asked, clean(text[:LONGEST_ANSWER]), hidden, mark)
 
 
 # ---------------------------------------------------------------- the page itself
-def render_page(page: RunPage | ArmPage) -> str:
+def render_page(page: RunPage | ListPage) -> str:
     """The page as one string; it loads nothing, and runs no script but its own."""
+    return _template().render(page=page, is_list=isinstance(page, ListPage))
+
+
+@cache
+def _template() -> jinja2.Template:
+    """Compiled once for all pages, with what they share."""
     folder = importlib.resources.files("pobench.reports")
     read = {name: (folder / name).read_text("utf-8") for name in ("run.html", "report.css", "report.js")}
-    template = jinja2.Environment(
+    environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    ).from_string(read["run.html"])
-    return template.render(
-        page=page,
-        is_arm=isinstance(page, ArmPage),
-        version=importlib.metadata.version("pobench"),
-        css=Markup(read["report.css"]),
-        js=Markup(read["report.js"]),
-        js_hash=base64.b64encode(hashlib.sha256(read["report.js"].encode()).digest()).decode(),
     )
+    shared = {
+        "version": importlib.metadata.version("pobench"),
+        "css": Markup(read["report.css"]),
+        "js": Markup(read["report.js"]),
+        "js_hash": base64.b64encode(hashlib.sha256(read["report.js"].encode()).digest()).decode(),
+    }
+    return environment.from_string(read["run.html"], globals=shared)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -220,6 +220,18 @@ def _frames_of(frames: Mapping[str, pd.DataFrame], runs: pd.DataFrame, seed: int
         return Frames(part, by_run=by_run)
     scored = partial(metrics.complete, part, seed=seed)
     return Frames({name: frame for name, frame in part.items() if name != "scores"}, {"scores": scored}, by_run)
+
+
+def scores_of_arms(frames: Frames, runs: Set[str] | None = None) -> pd.DataFrame:
+    """The frame `scores` of every run, and of the arms of these runs. None: of every arm; those of several runs take a
+    bootstrap each."""
+    rows = frames.rows("scores")
+    if runs is None or rows is None:
+        return frames["scores"]
+    kept: set[str] = set()
+    for arm in arms_of(frames["runs"], every_round=True):
+        kept |= {*arm.runs, arm.id} if not runs.isdisjoint(arm.runs) else {*arm.runs}
+    return rows.only(kept).whole()
 
 
 def _number(text: str) -> tuple[float, str]:

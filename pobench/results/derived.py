@@ -56,6 +56,7 @@ class Frames(Mapping[str, pd.DataFrame]):
         self.by_run: dict[str, Rows] = {**({} if inner is None else inner.by_run), **(by_run or {})}
         self.left_out: tuple[str, ...] = tuple(left_out) or (() if inner is None else inner.left_out)
         self._made: dict[str, pd.DataFrame] = {}
+        self._in_memory: dict[str, InMemory] = {}
 
     def __getitem__(self, name: str) -> pd.DataFrame:
         if name in self.stored:
@@ -82,7 +83,9 @@ class Frames(Mapping[str, pd.DataFrame]):
             return self.by_run[name]
         if name == "gradients" and name not in self._made and "heldout" in self.by_run:
             return self._gradients
-        return InMemory(name, self[name])
+        if name not in self._in_memory:
+            self._in_memory[name] = InMemory(name, self[name])
+        return self._in_memory[name]
 
     @cached_property
     def _gradients(self) -> Rows:

@@ -44,9 +44,9 @@ def write_frames(frames: Mapping[str, pd.DataFrame], folder: Path) -> None:
     same bytes."""
     with whole(folder) as partial:
         partial.mkdir(parents=True)
-        for described in STORED:
+        for described in (described for described in STORED if described.name not in LEFT_OUT):
             frame = frames.get(described.name)
-            if frame is not None and len(frame) and described.name not in LEFT_OUT:
+            if frame is not None and len(frame):
                 kept = [name for name in frame if f"{described.name}.{name}" not in LEFT_OUT]
                 _write(frame[kept], partial / f"{described.name}.parquet")
         (partial / FramesFolder.marker).write_text(json.dumps(sealed({"files": digests_of(partial)}), indent=1) + "\n")

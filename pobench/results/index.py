@@ -264,7 +264,7 @@ def _row(folder: RunFolder) -> dict[str, Any]:
         "environment": json.dumps(_environment(folder)),
         "sources": json.dumps({} if start else _sources(config["origin"], config["loss"], config["loss_settings"])),
         "length_bias": math.nan if start else config["data"].get("length_bias", 0.0),
-        "others": sum(map(folder.others, folder.shown)),
+        "others": sum(map(folder.others, {**folder.newest, **folder.shown})),
         **_values_from(config, start),
     }
 
@@ -287,9 +287,9 @@ def _values_from(config: Mapping[str, Any], start: bool) -> dict[str, Any]:
 
 
 def _finished(folder: RunFolder, start: bool) -> bool:
-    """Whether the model is trained, and the last of heldout, answers and judge that the newest command named is stored. They
-    are made in this order, so one before it that is absent was left out by `--stages`."""
-    if not folder.shown:
+    """Whether the model is trained, and the last of heldout, answers and judge that the newest command found or made is stored.
+    They are made in this order. Earlier versions named those, too, that `--stages` left out."""
+    if not folder.has("shown.json"):  # protocol 1
         return folder.has("finished.json")
     last = next((folder.shown[stage] for stage in ("judge", "answers", "heldout") if stage in folder.shown), None)
     return (start or folder.trained is not None) and (last is None or folder.node(last).finished)

@@ -107,6 +107,7 @@ class Store:
     def __init__(self, root: Path, setting: str | None = None) -> None:
         self.root = root
         self.left_out: list[str] = []
+        self._said: set[str] = set()
         self.entries = {entry.run: entry for entry in entries(root, setting, self.left_out)}
         self.summary = lru_cache(maxsize=64)(self._summary)  # an arm's runs are asked for their metrics one by one
         self.facts: dict[str, Facts] = {}
@@ -159,10 +160,19 @@ class Store:
     ) -> pd.DataFrame:
         """The run's rows; none, with a sentence, where they are damaged."""
         try:
-            return pd.DataFrame(rows(RunFolder(self.root, run))).assign(run=run)
+            found = rows(RunFolder(self.root, run))
         except CorruptError as error:
-            say(f"{what} of {run} are left out: {error}")
+            self._say_once(f"{what} of {run} are left out: {error}")
             return FRAMES[frame].of()
+        if columns is not None:
+            found = [{name: row.get(name) for name in columns if name != "run"} for row in found]
+        return pd.DataFrame(found).assign(run=run)
+
+    def _say_once(self, text: str) -> None:
+        """What is read again, for the next figure, is not said again."""
+        if text not in self._said:
+            self._said.add(text)
+            say(text)
 
 
 class StoredRows(Rows):

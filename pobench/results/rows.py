@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import cached_property
 from typing import Any, Self, TypeAlias
 
+import numpy as np
 import pandas as pd
 
 from pobench.columns import FRAMES
@@ -111,8 +113,14 @@ class InMemory(Rows):
         super().__init__(frame, rows["run"].astype(str) if "run" in rows else (), self._of_run)
         self._rows = rows
 
+    @cached_property
+    def _rows_of(self) -> dict[Any, Any]:
+        """run → the places of its rows."""
+        return dict(self._rows.groupby("run", sort=False).indices)
+
     def of(self, runs: Iterable[str], columns: Sequence[str] | None = None) -> pd.DataFrame:
-        return self._rows[self._rows["run"].isin(list(runs))]
+        places = [self._rows_of[run] for run in dict.fromkeys(runs) if run in self._rows_of]
+        return self._rows.iloc[np.sort(np.concatenate(places)) if places else slice(0)]
 
     def whole(self) -> pd.DataFrame:
         return self._rows

@@ -19,7 +19,7 @@ import io
 import json
 import re
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from itertools import zip_longest
@@ -177,8 +177,9 @@ class RunFolder:
             raise CorruptError(self.path / "shown.json", "the file is gone")
         return {}
 
-    def show(self, nodes: Mapping[str, str]) -> None:
-        """Record the nodes that a command names. Other stages keep theirs; where these are not known, the newest."""
+    def show(self, nodes: Mapping[str, str], without: Collection[str] = ()) -> None:
+        """Record the nodes that a command names. Other stages keep theirs; where these are not known, the newest. without:
+        stages of which nothing is shown, as the command neither found nor makes what it names."""
         try:
             before = self.shown
         except CorruptError as error:
@@ -186,7 +187,8 @@ class RunFolder:
             before, known = self.newest, {}
         else:
             known = before
-        if (now := {**before, **nodes}) != known:
+        now = {stage: node for stage, node in {**before, **nodes}.items() if stage not in without}
+        if now != known or not self.has("shown.json"):
             self.write_json("shown.json", now)
 
     @property

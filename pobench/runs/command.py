@@ -1,6 +1,7 @@
 """What a command does, to be read from outside while it runs: its jobs in their order, how each ended, and how long they take.
 
-    runs/<setting>/command.json    written whole when the jobs are planned, and whenever one begins or ends
+    runs/<setting>/command.json            its jobs, written whole when they are planned, and when the command ends
+    runs/<setting>/command.changes.jsonl   in between a line whenever one begins or ends: thousands of jobs are not written anew
 
 An executor that takes jobs away writes more on each below `jobs/` (`pobench.runs.jobs`); then that holds.
 """
@@ -15,7 +16,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ from pobench.runs.cost import seconds_of_each
 from pobench.runs.jobs import JobFolder, newest, place_of, states_of
 from pobench.runs.plan import Plan
 from pobench.runs.pool import lives
-from pobench.runs.task import Task
+from pobench.runs.task import Stands, Task
 
 FILE = "command.json"
 
@@ -136,15 +137,26 @@ def with_late(jobs: Sequence[Entry], now: float, reported: Mapping[str, float]) 
 def time_left(jobs: Sequence[Entry], parallel: int, now: float, reported: Mapping[str, float] | None = None) -> Left:
     """Of all jobs. parallel: how many run at one time. reported: as for `with_late`."""
     reported = reported or {}
+    each = _each_left(jobs, expected(with_late(jobs, now, reported)), now, reported)
+    return Left(_together(each, parallel), sum(not math.isnan(job.took) for job in jobs))
+
+
+def _each_left(
+    jobs: Sequence[Entry], seconds: Sequence[float], now: float, reported: Mapping[str, float]
+) -> list[float]:
+    """Seconds that each job has left; 0 of one that has ended. seconds: from its beginning."""
     each = []
-    for job, seconds in zip(jobs, expected(with_late(jobs, now, reported)), strict=True):
+    for job, whole in zip(jobs, seconds, strict=True):
         if job.state == "running" and not math.isnan(job.began):
-            rest = max(seconds - (now - job.began), 0.0)
+            rest = max(whole - (now - job.began), 0.0)
             each.append(max(rest, reported.get(job.place, 0.0)) if not math.isnan(rest) else rest)
-        elif job.under_way:
-            each.append(seconds)
-    n = sum(not math.isnan(job.took) for job in jobs)
-    return Left(max(sum(each) / max(parallel, 1), max(each, default=0.0)), n)
+        else:
+            each.append(whole if job.under_way else 0.0)
+    return each
+
+
+def _together(each: Sequence[float], parallel: int) -> float:
+    return max(sum(each) / max(parallel, 1), max(each, default=0.0))
 
 
 # ---------------------------------------------------------------- what is stored
@@ -152,7 +164,7 @@ def time_left(jobs: Sequence[Entry], parallel: int, now: float, reported: Mappin
 class Command:
     """The content of a `command.json`. before: titles of runs of which nothing was left. parallel: jobs at one time. more:
     whether further jobs are planned once these have ended. closed: when the command had no more to do, or was interrupted;
-    nan before."""
+    nan before. written: when the file was."""
 
     path: Path
     jobs: tuple[Entry, ...]
@@ -162,6 +174,7 @@ class Command:
     before: tuple[str, ...] = ()
     began: float = math.nan
     closed: float = math.nan
+    written: float = field(default=math.nan, compare=False)
     host: str = field(default_factory=socket.gethostname)
     pid: int = field(default_factory=os.getpid)
 
@@ -180,30 +193,66 @@ class Command:
     def left(self, now: float) -> Left:
         """The time left of all its jobs."""
         at_once = sum(job.state == "running" for job in self.jobs) if self.executor != "local" else self.parallel
-        return time_left(self.jobs, at_once, now, self._reported())
+        return time_left(self.jobs, at_once, now, self.reported())
 
     def expected(self, now: float) -> list[float]:
         """Seconds that each of its jobs will take from its beginning; nan where it is not known."""
-        return expected(with_late(self.jobs, now, self._reported()))
+        return expected(with_late(self.jobs, now, self.reported()))
 
-    def _reported(self) -> dict[str, float]:
+    def reported(self) -> dict[str, float]:
         """Place of a running job → seconds that it says its work has left."""
         progress = {job.place: read_progress(Path(job.folder)) for job in self.jobs if job.state == "running"}
         return {place: own["left"] for place, own in progress.items() if own.get("left") is not None}
 
-    def write(self) -> None:
-        values = {name: value for name, value in asdict(self).items() if name != "path"}
-        write_json(self.path, nan_as_null(values))
+    def write(self) -> float:
+        """Write it whole, and returns when that was, by which changes of its jobs are known as its own (`write_change`)."""
+        written = time.time()
+        values = {name: value for name, value in vars(self).items() if name != "path"}
+        write_json(self.path, nan_as_null({**values, "written": written, "jobs": [vars(job) for job in self.jobs]}))
+        changes_of(self.path).unlink(missing_ok=True)
+        return written
+
+
+def changes_of(path: Path) -> Path:
+    """The file of what has changed since a `command.json` was written."""
+    return path.with_suffix(".changes.jsonl")
+
+
+def write_change(path: Path, written: float, place: str, values: Mapping[str, Any]) -> None:
+    """Append what has changed of a job. path: of the `command.json`. written: what `Command.write` returned."""
+    line = json.dumps(nan_as_null({"written": written, "place": place, **values}), ensure_ascii=False)
+    with changes_of(path).open("a", encoding="utf-8", errors="replace") as file:
+        file.write(f"{line}\n")
 
 
 def _stored(path: Path) -> Command | None:
-    """What a `command.json` says; None where it cannot be read."""
+    """What a `command.json` and its changes say; None where it cannot be read."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        jobs = tuple(Entry(**_with_nan(job) | {"stages": tuple(job["stages"])}) for job in values.pop("jobs"))
-        return Command(path, jobs, **_with_nan(values) | {"before": tuple(values["before"])})
-    except (OSError, ValueError, TypeError, KeyError):
+        values, changed = _read(path)
+        jobs = [Entry(**_with_nan({**job, **changed.get(job["place"], {})})) for job in values.pop("jobs")]
+        jobs = [replace(job, stages=tuple(job.stages)) for job in jobs]
+        return Command(path, tuple(jobs), **_with_nan(values) | {"before": tuple(values["before"])})
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The content of a `command.json`, and place of a job → what has changed of it since; of one moment, also while it is
+    written anew."""
+    while True:
+        before = path.stat()
+        values = json.loads(path.read_text(encoding="utf-8"))
+        lines = []
+        with contextlib.suppress(FileNotFoundError):
+            lines = changes_of(path).read_text(encoding="utf-8").split("\n")
+        if os.path.samestat(before, path.stat()):
+            break
+    changed: dict[str, dict[str, Any]] = {}
+    for line in lines[:-1]:  # behind the last end of a line stands nothing, or half of one
+        change = json.loads(line)
+        if change.pop("written") == values.get("written"):  # else of another command, which was killed
+            changed.setdefault(change.pop("place"), {}).update(change)
+    return values, changed
 
 
 def read_command(path: Path) -> Command | None:
@@ -251,12 +300,19 @@ class Writing:
     _lock = threading.RLock()
 
     def __init__(self, path: Path) -> None:
-        self.command = Command(path, (), began=time.time())
+        self._about = Command(path, (), began=time.time())  # without its jobs
+        self._jobs: dict[str, Entry] = {}  # by place
+        self._written = math.nan
 
     @classmethod
     def at(cls, path: Path) -> Writing:
         with cls._lock:
             return cls._all.setdefault(path, cls(path))
+
+    @property
+    def command(self) -> Command:
+        with self._lock:
+            return replace(self._about, jobs=tuple(self._jobs.values()))
 
     def plan(self, plan: Plan, later: Iterable[Plan], executor: str, parallel: int) -> list[Task]:
         """Write down what is left of a plan, and of those that follow it; returns the tasks of the first, which know where they
@@ -268,22 +324,28 @@ class Writing:
         for task in left:
             skipped.pop(task.run, None)
         with self._lock:
-            old = self.command if self.command.more or any(job.under_way for job in self.command.jobs) else None
-            entries = {job.place: job for job in old.jobs} if old else {}
+            goes_on = self._about.more or self._under_way
+            entries = self._jobs if goes_on else {}
             for task, took in zip(left, seconds, strict=True):
                 entry = Entry.of(task, took)
                 if entry.place not in entries or not entries[entry.place].under_way:
                     entries[entry.place] = entry
-            done = dict.fromkeys(old.before if old else ()) | dict.fromkeys(skipped.values())
-            self.command = replace(
-                self.command, jobs=tuple(entries.values()), executor=executor, parallel=parallel, more=plan.waits,
-                before=tuple(done), began=old.began if old else time.time(), closed=math.nan,
+            done = dict.fromkeys(self._about.before if goes_on else ()) | dict.fromkeys(skipped.values())
+            began = self._about.began if goes_on else time.time()
+            self._jobs = entries
+            self._about = replace(
+                self._about, executor=executor, parallel=parallel, more=plan.waits, before=tuple(done), began=began,
+                closed=math.nan,
             )  # fmt: skip
-            self.command.write()
-        return [replace(task, command=str(self.command.path)) for task in plan.left]
+            self._written = self.command.write()
+            numbers = {place: f"job {number} of {len(entries)}" for number, place in enumerate(entries, 1)}
+        path = str(self._about.path)
+        return [replace(task, command=path, number=numbers[str(place_of(task))]) for task in plan.left]
 
-    def began(self, task: Task) -> None:
+    def began(self, task: Task) -> Task:
+        """Returns the task with where it stands, so that its process need not read of all jobs."""
         self._change(task, state="running", began=time.time())
+        return replace(task, stands=_stands(self.command, str(place_of(task))))
 
     def ended(self, task: Task, why: str | None) -> None:
         self._change(task, state="failed" if why else "finished", ended=time.time(), reason=why or "")
@@ -298,20 +360,24 @@ class Writing:
             raise
         self._close(interrupted=False)
 
+    @property
+    def _under_way(self) -> bool:
+        return any(job.under_way for job in self._jobs.values())
+
     def _close(self, interrupted: bool) -> None:
         with self._lock:
-            over = interrupted or not self.command.more
-            self.command = replace(self.command, more=self.command.more and not interrupted)
-            if over and (interrupted or not any(job.under_way for job in self.command.jobs)):
-                self.command = replace(self.command, closed=time.time())
-            self.command.write()
+            over = interrupted or not self._about.more
+            self._about = replace(self._about, more=self._about.more and not interrupted)
+            if over and (interrupted or not self._under_way):
+                self._about = replace(self._about, closed=time.time())
+            self._written = self.command.write()
 
     def _change(self, task: Task, **values: Any) -> None:
         place = str(place_of(task))
         with self._lock:
-            jobs = tuple(replace(job, **values) if job.place == place else job for job in self.command.jobs)
-            self.command = replace(self.command, jobs=jobs)
-            self.command.write()
+            if place in self._jobs:
+                self._jobs[place] = replace(self._jobs[place], **values)
+                write_change(self._about.path, self._written, place, values)
 
 
 def command_file(plan: Plan) -> Path:
@@ -320,25 +386,25 @@ def command_file(plan: Plan) -> Path:
     return (plan.root or task.runs).absolute() / task.job.setting / FILE
 
 
-def name_in_command(task: Task) -> str:
-    """`job 7 of 29`; "" for a task that stands in no command."""
-    command = _stored(Path(task.command)) if task.command else None
-    places = [job.place for job in command.jobs] if command else []
-    place = str(place_of(task))
-    return f"job {places.index(place) + 1} of {len(places)}" if place in places else ""
-
-
 def standing_of(task: Task) -> Standing:
     """Where a task that begins now stands in its command, for its progress."""
     folder, began = RunFolder(task.runs, task.run).path, time.monotonic()
-    command = _stored(Path(task.command)) if task.command else None
-    place = str(place_of(task))
-    if command is None or place not in [job.place for job in command.jobs]:
+    stands = task.stands
+    if stands is None and task.command and (command := _stored(Path(task.command))) is not None:
+        stands = _stands(command, str(place_of(task)))
+    if stands is None:
         return Standing(folder=folder, began=began)
-    now = time.time()
-    own = next(e for e, job in zip(command.expected(now), command.jobs, strict=True) if job.place == place)
-    others = [job for job in command.jobs if job.place != place]
-    behind = time_left(others, command.parallel, now).seconds
-    alone = len(command.jobs) == 1 and not command.more
-    shares = command.parallel > 1 and len(command.jobs) > 1
-    return Standing(name_in_command(task), own, math.nan if alone else behind, folder, began, shares)
+    return Standing(task.number, stands.own, stands.behind, folder, began, stands.shares)
+
+
+def _stands(command: Command, place: str) -> Stands | None:
+    """How long a job and those to come are expected to take; None of one that is not among them."""
+    number = next((number for number, job in enumerate(command.jobs) if job.place == place), None)
+    if number is None:
+        return None
+    now, reported = time.time(), command.reported()
+    seconds = expected(with_late(command.jobs, now, reported))
+    each = _each_left(command.jobs, seconds, now, reported)
+    behind = _together([*each[:number], *each[number + 1 :]], command.parallel)
+    several = len(command.jobs) > 1
+    return Stands(seconds[number], behind if several or command.more else math.nan, command.parallel > 1 and several)

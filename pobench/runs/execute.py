@@ -137,7 +137,8 @@ def _set_aside(path: Path) -> None:
 
 
 def _point_to(plan: Plan) -> None:
-    """Write each run's values, and which of its results this command names. Other stored results stay."""
+    """Write each run's values, and which of its results this command names: those that are there, and those that it makes.
+    Other stored results stay."""
     for name, tasks in plan.runs.items():
         task = tasks[0]
         folder = RunFolder(task.runs, name)
@@ -153,7 +154,10 @@ def _point_to(plan: Plan) -> None:
         for error in folder.unread:
             say(f"{error}; it is set aside")
             _set_aside(error.path)
-        folder.show({name: node.name for name, node in task.nodes.items() if ":" not in name})
+        nodes = {name: node.name for name, node in task.nodes.items() if ":" not in name}
+        left = {stage for each in tasks for stage in each.stages}
+        named = {stage: node for stage, node in nodes.items() if stage in left or folder.node(node).finished}
+        folder.show(named, without=nodes.keys() - named.keys())
 
 
 @contextlib.contextmanager
@@ -173,7 +177,7 @@ def do_task(task: Task) -> str | None:
     """Run a task in a process of its own. Returns why it failed, or None."""
     _begin(task)
     if task.command:
-        Writing.at(Path(task.command)).began(task)
+        task = Writing.at(Path(task.command)).began(task)
     return why_failed(task, _launch(task) if process_count() > 1 else _fork(task))
 
 

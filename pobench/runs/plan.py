@@ -22,12 +22,12 @@ from pobench.errors import PobenchError, or_fault
 from pobench.model import adapters, flash, liger, vllm
 from pobench.model.device import device_faults
 from pobench.model.load import check_model
+from pobench.printing import size
 from pobench.registry import get_loss, list_losses
 from pobench.results.run_folder import RunFolder
 from pobench.runs import stages as stage_list
 from pobench.runs.content import Pairs, find_pairs, gather
 from pobench.runs.cost import (
-    GIB,
     Cost,
     Counts,
     estimate_benchmarks,
@@ -341,7 +341,7 @@ def check_disk(plan: Plan) -> None:
     free = shutil.disk_usage(existing).free
     if not math.isnan(need) and need > free:
         raise PobenchError(
-            f"not enough disk space for {str(where)!r}: about {need / GIB:.1f} GiB needed, {free / GIB:.1f} GiB free; "
+            f"not enough disk space for {str(where)!r}: about {size(need)} needed, {size(free)} free; "
             "free some, or choose another folder with --runs"
         )
 

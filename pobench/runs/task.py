@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pobench.judging.benchmarks.base import Benchmark, Spoken
 from pobench.registry import benchmarks, get_loss
@@ -16,6 +16,15 @@ from pobench.runs.stage import Node
 from pobench.settings.job import Job, Round
 from pobench.settings.schema import COMMANDS, SECTIONS, Section, TunedConfig
 from pobench.shards import ALONE, Share
+
+
+class Stands(NamedTuple):
+    """Where a task stands among those of its command. own, behind: seconds that it, and those which are to come, are expected
+    to take; nan where it is not known. shares: others run at the same time."""
+
+    own: float
+    behind: float
+    shares: bool
 
 
 @dataclass(frozen=True)
@@ -30,7 +39,8 @@ class Task:
     set of sequences → folder of its sums, and `density_ratio` → that of the ratios. causes: of the run itself. rendering,
     precision: the chat (`Chat.digest`) and the precision that the model generates with; empty where the plan did not read the
     model. share: which of the processes that evaluate the run together this one is.
-    command: the file that says what else its command does (`pobench.runs.command`); "" where none was written.
+    command: the file that says what else its command does (`pobench.runs.command`), and number: `job 7 of 29` of it; "" where
+    none was written. stands: how long it and the others take; None where its process is to read that there.
     """
 
     job: Job
@@ -49,6 +59,8 @@ class Task:
     sides: tuple[str, ...] = ()
     share: Share = ALONE
     command: str = ""
+    number: str = ""
+    stands: Stands | None = None
 
     @property
     def spoken(self) -> Spoken | None:
@@ -139,6 +151,7 @@ class Task:
             "plugins": tuple(values["plugins"]),
             "sides": tuple(values["sides"]),
             "share": Share(*values["share"]),
+            "stands": Stands(*values["stands"]) if values.get("stands") else None,
             "nodes": {name: Node(**node) for name, node in values["nodes"].items()},
             "references": {name: Path(folder) for name, folder in values["references"].items()},
         }

@@ -23,6 +23,7 @@ import torch
 
 from pobench.model.device import free_memory
 from pobench.model.layouts import Batch, Layout
+from pobench.printing import size
 from pobench.settings.schema import MICRO_TOKENS, LoopConfig
 from pobench.types import Group
 
@@ -32,7 +33,6 @@ SHARE = 0.8  # of the free memory, for a micro-batch; the rest is for what a pro
 MOST_TOKENS = {"cpu": MICRO_TOKENS, "cuda": 32_768}
 PROBED = 4096  # groups that are held to choose the longest rows of; the others are read and dropped
 SECONDS_BETWEEN_SAMPLES = 0.001
-GIB = 1024**3
 KERNELS = 64  # twice the shapes of products in one micro-batch; all layers share them
 _M_MMAP_THRESHOLD = -3  # its value in glibc's malloc.h
 
@@ -197,11 +197,11 @@ def _quarter(tokens: Sequence[int]) -> int:
 
 
 def _reason(need: float, width: int, allowed: float, free: int, on: bool, automatic: bool) -> str:
-    def size(value: float) -> str:
-        return "more than fits" if math.isinf(value) else f"{value / GIB:.2g} GiB"
+    def amount(value: float) -> str:
+        return "more than fits" if math.isinf(value) else size(value)
 
-    text = f"{width} tokens of the longest rows take {size(need)}"
+    text = f"{width} tokens of the longest rows take {amount(need)}"
     if on:
         text += " with checkpointing" + (", and more than is allowed without" if automatic else "")
-    text += f"; allowed: {SHARE:.0%} of what is left of {size(free)} after the optimiser's moments, {size(allowed)}"
+    text += f"; allowed: {SHARE:.0%} of what is left of {amount(free)} after the optimiser's moments, {amount(allowed)}"
     return text + ("; it may not fit" if need > allowed else "")

@@ -14,8 +14,9 @@ import torch
 from packaging.requirements import Requirement
 
 from pobench.model.device import bf16_pays
+from pobench.printing import size
 
-LEAST_DISK = 2.0  # GiB that the main job writes: the start model, and the weights of two trained ones
+LEAST_DISK = 2 * 1024**3  # bytes that the main job writes: the start model, and the weights of two trained ones
 NVIDIA = Path("/proc/driver/nvidia/gpus")  # the driver's folder, with an entry a device
 
 
@@ -132,16 +133,16 @@ def existing(folder: Path) -> Path:
 
 
 def folder_faults(name: str, folder: Path, *, least: float = LEAST_DISK) -> list[str]:
-    """Why a folder, there or to be made, cannot be written to. least: GiB that must be free on its disk."""
+    """Why a folder, there or to be made, cannot be written to. least: bytes that must be free on its disk."""
     place = existing(folder)
     try:
         with tempfile.TemporaryFile(dir=place):
             pass
     except OSError as error:
         return [f"{name}: {str(place)!r} cannot be written to ({error.strerror})"]
-    free = shutil.disk_usage(place).free / 1024**3
+    free = shutil.disk_usage(place).free
     return (
-        [f"{name}: {free:.1f} GiB free below {str(place)!r}, of {least:g} that the main job needs"]
+        [f"{name}: {size(free)} free below {str(place)!r}, of {size(least)} that the main job needs"]
         if free < least
         else []
     )

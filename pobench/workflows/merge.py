@@ -19,6 +19,7 @@ from pobench.errors import CorruptError, PobenchError
 from pobench.files import corrupt_files, digests_of, read_marker, whole
 from pobench.identity import changed
 from pobench.locks import HeldError, hold, holder_of
+from pobench.printing import size
 from pobench.results.frame_files import is_frames
 from pobench.results.manifest import manifest
 from pobench.results.run_folder import RunFolder
@@ -252,8 +253,8 @@ def _check_disk(into: Path, other: Path, pieces: Iterable[Piece]) -> None:
     needed, free = sum(p.stat().st_size for p in files), shutil.disk_usage(into).free
     if needed > free:
         raise PobenchError(
-            f"{str(into)!r} has {free / 1024**3:.1f} GiB free, and what it lacks of {str(other)!r} takes "
-            f"{needed / 1024**3:.1f} GiB; nothing was written"
+            f"{str(into)!r} has {size(free)} free, and what it lacks of {str(other)!r} takes "
+            f"{size(needed)}; nothing was written"
         )
 
 

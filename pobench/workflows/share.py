@@ -1,11 +1,13 @@
 """A report as a static site: the page, a page for every run and arm, frames as Parquet and CSV, references, methods, a picture.
+Of thousands of runs, most are rows of lists.
 
 It names no path of the machine, no key, and of the judge the name alone."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -27,10 +29,10 @@ from pobench.reporting.page import (
     write_group_frames,
 )
 from pobench.reporting.run_facts import without_paths
-from pobench.reporting.run_page import Pages, answers_file, page_of, page_of_arm, render_page
+from pobench.reporting.run_page import Pages, render_page
 from pobench.reporting.social_card import social_card
 from pobench.reporting.tables import clean
-from pobench.results.comparable import Comparable, ordered, split
+from pobench.results.comparable import Comparable, ordered, scores_of_arms, split
 from pobench.results.derived import Frames
 from pobench.results.frame_files import is_frames
 from pobench.results.load import open_frames
@@ -45,6 +47,7 @@ WRITTEN = {
     "tuning": ("reason",),
 }
 MOST_ROWS = 200_000  # of a frame as CSV; a larger one is there as Parquet
+MOST_PAGES = 1000  # runs that have a page each; of more, those with their setting's own values have one
 
 
 class SiteFolder(MarkedFolder):
@@ -54,13 +57,19 @@ class SiteFolder(MarkedFolder):
 
 
 def share(
-    runs: str | Path, out: Path, setting: str | None = None, figures: Sequence[str] | None = None, address: str = ""
+    runs: str | Path,
+    out: Path,
+    setting: str | None = None,
+    figures: Sequence[str] | None = None,
+    address: str = "",
+    frames: Frames | None = None,
 ) -> Path:
     """Write the site as `out` and return its index.html. The same runs give the same bytes.
 
     runs: a folder of runs or its address. figures: names, default all. address: where the site will stand on the web, which
-    networks need for the social card. Raises PobenchError where there are no runs, or where `out` holds anything that `share`
-    did not write; UndrawnError, once all is written, where the code of a figure failed.
+    networks need for the social card. frames: those of the runs, where they are open already. Raises PobenchError where there
+    are no runs, or where `out` holds anything that `share` did not write; UndrawnError, once all is written, where the code of
+    a figure failed.
     """
     refuse_foreign(out)
     address = web_address(address)
@@ -69,30 +78,57 @@ def share(
         raise PobenchError(
             f"share: {str(runs)!r} holds frames as files; name the folder of runs, which has a page's facts"
         )
-    frames = ordered(public(open_frames(root, setting)))
+    frames = ordered(public(open_frames(root, setting) if frames is None else frames))
     groups = split(frames, setting=setting)
     sections = build_sections(groups, chosen(figures))
-    configs = {str(run): RunFolder(root, str(run)).config for run in frames["runs"]["run"]}
+    own = _with_pages(groups)
+    detailed = own if len(own) < len(frames["runs"]) else None
+    configs = {run: RunFolder(root, run).config for run in own}
+    scores = [scores_of_arms(group.frames, detailed) for group in groups]
     with whole(out, sync=False) as site:
         site.mkdir(parents=True)
-        for group in groups:
-            _write_pages(Pages(group, lambda run: RunFolder(root, run)), site)
-        _link(sections, groups)
-        lay_answers_beside(sections, groups, site)
-        write_group_frames(frames, groups, site / "data")
+        lay_answers_beside(sections, groups, site, own)
+        pages = _pages_of(groups, sections, configs, scores, root)
+        for each in pages:
+            for path, page in each.written():
+                _write(site / path, render_page(page))
+        _link(sections, pages)
+        write_group_frames(frames, groups, scores, site / "data", detailed)
         _write_csv(site / "data")
         losses = frames["runs"].loc[frames["runs"]["loss"] != "start", "loss"]
         _write(site / "cite.bib", bibtex(losses))
         paragraphs = [methods(group, configs) for group in groups]
         _write(site / "methods.md", "# Methods\n\n" + "\n".join(paragraphs))
         (site / "card.png").write_bytes(_picture(sections))
-        _write(
-            site / "index.html", render(sections, Site(_sentence(sections), "card.png", list(_files(site)), address))
-        )
+        facts = Site(_sentence(sections), "card.png", [*_files(site), *_lists(pages)], address)
+        _write(site / "index.html", render(sections, facts))
         about = {"made by": "pobench share", "files": digests_of(site)}
         _write(site / SiteFolder.marker, json.dumps(sealed(about), indent=1) + "\n")
     refuse_undrawn(sections, out / "index.html")
     return out / "index.html"
+
+
+def _with_pages(groups: Sequence[Comparable]) -> Set[str]:
+    """The runs that have a page: all, or, of more than `MOST_PAGES`, those with their setting's own values."""
+    every = [str(run) for group in groups for run in group.frames["runs"]["run"]]
+    at_home = [str(run) for group in groups for run in group.home.frames["runs"]["run"]]
+    return dict.fromkeys(every if len(every) <= MOST_PAGES else at_home).keys()
+
+
+def _pages_of(
+    groups: Sequence[Comparable],
+    sections: Sequence[Section],
+    configs: Mapping[str, Mapping[str, Any]],
+    scores: Sequence[pd.DataFrame],
+    root: Path,
+) -> list[Pages]:
+    """The pages of each group. sections: those of the groups come last."""
+    every = []
+    for number, (group, section, scored) in enumerate(zip(groups, sections[-len(groups) :], scores, strict=True), 1):
+        own = {run: configs[run] for run in group.frames["runs"]["run"] if run in configs}
+        answers = section.beside_page.get("", "").rpartition("/")[0]
+        every.append(Pages(group, partial(RunFolder, root), own, scored, answers, number))
+    return every
 
 
 def web_address(text: str) -> str:
@@ -135,10 +171,10 @@ def refuse_foreign(out: Path) -> None:
 
 def public(frames: Frames) -> Frames:
     """The frames, of which what pobench or the user wrote names no path and no key."""
-    stored = dict(frames.stored)
+    stored, shown = dict(frames.stored), cache(_public)  # most runs have the same environment
     for name, columns in WRITTEN.items():
         frame = stored[name]
-        stored[name] = frame.assign(**{c: frame[c].map(_public, na_action="ignore") for c in columns if c in frame})
+        stored[name] = frame.assign(**{c: frame[c].map(shown, na_action="ignore") for c in columns if c in frame})
     return Frames(stored, by_run=frames.by_run)
 
 
@@ -162,38 +198,23 @@ def _cleaned(tree: Any) -> Any:
 
 
 # ---------------------------------------------------------------- the parts
-def _write_pages(pages: Pages, site: Path) -> None:
-    for run in pages.runs:
-        page, answers = pages.run(run)
-        path = site / page_of(run)
-        _write(path, render_page(page))
-        if answers:
-            path.with_name(page.every_answer).write_bytes(answers_file(answers))
-    for arm in pages.comparable.every_arm.arms:
-        if len(arm.runs) > 1:
-            _write(site / page_of(arm.id), render_page(pages.arm(arm)))
-
-
-def _link(sections: Sequence[Section], groups: Sequence[Comparable]) -> None:
+def _link(sections: Sequence[Section], pages: Sequence[Pages]) -> None:
     """Each section's rows lead to the pages of its arms; those of several settings name no single one."""
-    alone = sections[len(sections) - len(groups) :]
-    for section, group in zip(alone, groups, strict=True):
-        arms = [*group.every_arm.arms, *group.home.arms]
-        link_runs(section, {clean(arm.label): page_of_arm(arm) for arm in arms}, _runs_of(group))
-    for section in sections[: len(sections) - len(groups)]:
-        link_runs(section, {}, {run: page for group in groups for run, page in _runs_of(group).items()})
-
-
-def _runs_of(group: Comparable) -> dict[str, str]:
-    return {clean(str(run)): page_of(str(run)) for run in group.frames["runs"]["run"]}
+    runs = [{clean(run): address for run, address in each.addresses.items()} for each in pages]
+    for section, each, own in zip(sections[len(sections) - len(pages) :], pages, runs, strict=True):
+        arms = [*each.comparable.every_arm.arms, *each.comparable.home.arms]
+        link_runs(section, {clean(arm.label): each.address_of_arm(arm) for arm in arms}, own)
+    for section in sections[: len(sections) - len(pages)]:
+        link_runs(section, {}, {run: page for own in runs for run, page in own.items()})
 
 
 def _write_csv(folder: Path) -> None:
     """Beside each Parquet file the same as CSV, in which no cell is a formula."""
+    from pyarrow import parquet
+
     for file in sorted(folder.glob("*.parquet")):
-        frame = pd.read_parquet(file)
-        if len(frame) <= MOST_ROWS:
-            file.with_suffix(".csv").write_bytes(csv_bytes(frame))
+        if parquet.read_metadata(file).num_rows <= MOST_ROWS:
+            file.with_suffix(".csv").write_bytes(csv_bytes(pd.read_parquet(file)))
 
 
 def _sentence(sections: Sequence[Section]) -> str:
@@ -221,6 +242,13 @@ def _files(site: Path) -> Iterator[tuple[str, str]]:
     for file in sorted((site / "data").iterdir()):
         meaning = FRAMES[file.stem].meaning if file.suffix == ".parquet" else "The same as CSV."
         yield f"data/{file.name}", meaning
+
+
+def _lists(pages: Sequence[Pages]) -> Iterator[tuple[str, str]]:
+    """The same of pages that list runs."""
+    for each in pages:
+        for page, listed in each.lists.items():
+            yield page, f"{len(listed)} further runs of {each.comparable.title}, which have no page each."
 
 
 def _write(path: Path, text: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pobench.printing import make_console, say, say_json, visible
+from pobench.printing import make_console, say, say_json, size, visible
 
 ROOT = Path(__file__).parents[2]
 HOSTILE = "a\x1b[31mred\x07\x9b2J\u202eback\udcff\r\nb"
@@ -55,3 +55,18 @@ def test_nothing_else_prints(path) -> None:
         called = node.func if isinstance(node, ast.Call) else None
         assert not (isinstance(called, ast.Name) and called.id in ("print", "Console")), f"{path}:{node.lineno}"
         assert not (isinstance(called, ast.Attribute) and called.attr == "print_exc"), f"{path}:{node.lineno}"
+
+
+@pytest.mark.parametrize(
+    ("count", "shown", "decimal"),
+    [
+        (0, "0 bytes", "0 bytes"),
+        (5_000, "4.9 KiB", "5.0 KB"),
+        (300_000, "0.3 MiB", "0.3 MB"),
+        (37 * 2**20, "37 MiB", "39 MB"),
+        (1.5 * 2**30, "1.5 GiB", "1.6 GB"),
+        (148.25 * 2**30, "148.2 GiB", "159.2 GB"),
+    ],
+)
+def test_a_size_is_printed_in_the_unit_that_fits(count: float, shown: str, decimal: str) -> None:
+    assert (size(count), size(count, decimal=True)) == (shown, decimal)

@@ -13,7 +13,6 @@ from typing import Any
 from pobench.errors import PobenchError
 from pobench.registry import register_executor
 from pobench.results.run_folder import RunFolder
-from pobench.runs.command import name_in_command
 from pobench.runs.edges import lacking, ready, stages_of
 from pobench.runs.execute import do_task
 from pobench.runs.executor import Ended, Executor
@@ -43,7 +42,7 @@ class Local(Executor):
                         RunFolder(task.runs, task.run).fail(why)
                         running[now(lambda why: why, why)] = task
                     else:
-                        place = f"{name} · " if (name := name_in_command(task)) else ""
+                        place = f"{task.number} · " if task.number else ""
                         announce(f"{place}{task.title}{stages_of(task)}  →  {task.runs / task.run}")
                         alone = not running and ready(waiting, [task]) is None
                         running[submit(run_alone, do_task, task) if alone else submit(do_task, task)] = task

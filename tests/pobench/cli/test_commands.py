@@ -133,6 +133,8 @@ def test_a_disk_too_small_is_refused_before_anything_is_written(pobench_cli, set
     before = written(tmp_path)
     status, _, err = pobench_cli("run", "--setting", "small.yaml", "--losses", "simpo")
     assert status == 2 and "not enough disk space" in err and "--runs" in err
+    assert "KiB needed" in err or "MiB needed" in err, "a small job needs no 0.0 GiB"
+    assert "1.0 KiB free" in err
     assert written(tmp_path) == before
 
 

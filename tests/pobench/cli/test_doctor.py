@@ -55,7 +55,7 @@ def test_every_extra_of_a_use_is_declared() -> None:
 
 def test_a_folder_that_is_full_or_not_to_be_written_is_a_fault(tmp_path) -> None:
     assert doctor.folder_faults("cache", tmp_path / "not" / "there", least=0) == []
-    (full,) = doctor.folder_faults("cache", tmp_path, least=1e9)
+    (full,) = doctor.folder_faults("cache", tmp_path, least=1e18)
     assert full.startswith("cache: ") and "GiB free" in full
     (tmp_path / "file").write_text("")
     (fault,) = doctor.folder_faults("runs", tmp_path / "file", least=0)

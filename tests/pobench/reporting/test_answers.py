@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import json
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -53,9 +54,9 @@ def test_a_limit_keeps_whole_prompts_of_every_model(comparable) -> None:
 
 
 def test_files_beside_the_page_hold_every_answer(comparable, tmp_path) -> None:
-    index, *files = write_answers(comparable, tmp_path)
-    listed = json.loads(index.read_text("utf-8"))
-    assert [arm["file"] for arm in listed["arms"]] == [file.name for file in files] and len(files) == 3
+    listed = json.loads(write_answers(comparable, tmp_path)[""].read_text("utf-8"))
+    files = [tmp_path / arm["file"] for arm in listed["arms"]]
+    assert sorted([tmp_path / "index.json", *files]) == sorted(tmp_path.iterdir()) and len(files) == 3
     prompts = [prompt for prompt, *_ in listed["prompts"]]
     held = {
         (entry["run"], prompt, entry["sample"]): text
@@ -103,7 +104,22 @@ def test_a_page_asks_for_files_only_where_they_were_written(synthetic, tmp_path)
     assert (tmp_path / "tiny/answers/index.json").is_file()
 
 
-def test_a_judges_reasons_and_a_benchmarks_baseline_are_packed(synthetic) -> None:
+def _is_beside(index: Path, packed: dict) -> None:
+    """What is packed of a benchmark stands in files, too, whose index is given."""
+    listed = json.loads(index.read_text("utf-8"))
+    assert {name: listed[name] for name in ("judge", "compares", "against")} == {
+        name: packed[name] for name in ("judge", "compares", "against")
+    }
+    assert sorted(listed["prompts"]) == sorted(packed["prompts"])
+    texts = {arm["label"]: arm["text"] for arm in packed["arms"]}
+    assert {arm["label"] for arm in listed["arms"]} == set(texts)
+    for arm in listed["arms"]:
+        (entry,) = json.loads((index.parent / arm["file"]).read_text("utf-8"))["answers"]
+        assert entry["text"] == texts[arm["label"]]
+        assert ("score" in entry) == ("reason" in entry) == (arm["loss"] != "baseline")
+
+
+def test_a_judges_reasons_and_a_benchmarks_baseline_are_packed_and_in_files(synthetic, tmp_path) -> None:
     losses = {name: synthetic.LOSSES[name] for name in ("simpo", "dpo")}
     frames = synthetic.make_frames(losses, prompts=3, samples=1, pairs=4, steps=2)
     frames["verdicts"]["reason"] = [f"because {i}" for i in range(len(frames["verdicts"]))]
@@ -116,12 +132,14 @@ def test_a_judges_reasons_and_a_benchmarks_baseline_are_packed(synthetic) -> Non
         for question in ("u1", "u2")
     ]
     frames["benchmark_answers"] = pd.DataFrame(rows)
-    home = split(ordered(frames))[0].home
+    group = split(ordered(frames))[0]
+    home = group.home
     reasons = frames["verdicts"].set_index(["run", "prompt"])["reason"]
     data = read(pack_answers(home).content)
     for arm in data["arms"]:
         assert arm["reason"] == [reasons[arm["run"], prompt] for prompt, *_ in data["prompts"]]
     (packed,) = pack_benchmarks(home)
+    _is_beside(write_answers(group, tmp_path)[packed.name], read(packed.content))
     assert packed.note.startswith("arena_hard, 2 of 2 questions: the baseline’s answers and those of 3 models")
     beside = read(packed.content)
     assert (

@@ -57,7 +57,16 @@ def test_a_report_that_leaves_a_damaged_run_out_ends_with_status_1(store: Path, 
     assert pobench_cli(*arguments)[0] == 0
     another_digit(store / RUN / "config.yaml")
     status, _, err = pobench_cli(*arguments)
-    assert status == 1 and f"the report leaves out 1 damaged run: {RUN}" in err
+    assert status == 1 and err.count("left out") == err.count(f"{RUN} is left out: ") == 1
+
+
+def test_a_site_that_leaves_a_damaged_run_out_ends_with_status_1_and_says_it_once(  # type: ignore[no-untyped-def]
+    store: Path, pobench_cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pobench.workflows.share.chosen", lambda figures: [])
+    another_digit(store / RUN / "config.yaml")
+    status, _, err = pobench_cli("share", str(store), "--out", "site")
+    assert status == 1 and err.count("left out") == 1 and Path("site/index.html").is_file()
 
 
 def test_where_no_run_is_whole_the_message_says_so_and_not_that_there_is_none(store: Path) -> None:

@@ -21,7 +21,6 @@ from pobench.runs.command import (
     Writing,
     commands_below,
     expected,
-    name_in_command,
     standing_of,
     time_left,
 )
@@ -157,15 +156,15 @@ def test_what_follows_what_a_first_plan_makes_is_numbered_behind_it(plan, tmp_pa
     writing = Writing(tmp_path / "tiny" / "command.json")
     (first, *others) = plan.left
     (own,) = writing.plan(replace(plan, tasks=(first,), waits=True), (), "local", 1)
-    assert name_in_command(own) == "job 1 of 1" and writing.command.more
+    assert own.number == "job 1 of 1" and writing.command.more
     writing.ended(own, None)
     later = writing.plan(replace(plan, tasks=tuple(others)), (), "local", 1)
-    assert [name_in_command(each) for each in later] == ["job 2 of 4", "job 3 of 4", "job 4 of 4"]
-    assert name_in_command(first) == "", "a task of no command has no number"
+    assert [each.number for each in later] == ["job 2 of 4", "job 3 of 4", "job 4 of 4"]
+    assert first.number == "", "a task of no command has no number"
     for each in later:
         writing.ended(each, None)
     (again,) = writing.plan(replace(plan, tasks=(first,)), (), "local", 1)
-    assert name_in_command(again) == "job 1 of 1", "another command of the same process begins anew"
+    assert again.number == "job 1 of 1", "another command of the same process begins anew"
 
 
 def test_a_training_says_at_which_step_it_goes_on(tmp_path) -> None:
@@ -179,3 +178,34 @@ def test_a_training_says_at_which_step_it_goes_on(tmp_path) -> None:
         with progress("answers", 10, "answers"):
             assert read_progress(tmp_path)["title"] == "answers"
     assert read_progress(tmp_path) == {} and progress_text(tmp_path) == ""
+
+
+def test_a_job_that_begins_or_ends_is_a_line_however_many_jobs_there_are(tmp_path, monkeypatch) -> None:
+    written: list[int] = []
+    write_json = command_module.write_json
+    monkeypatch.setattr(
+        command_module, "write_json", lambda path, value: (written.append(len(value["jobs"])), write_json(path, value))
+    )
+    monkeypatch.setattr(command_module, "seconds_of_each", lambda tasks, counts: [1.0 for _ in tasks])
+    tasks = [replace(task(tmp_path, "dpo", ("train",)), run=f"tiny/dpo-{n:012x}") for n in range(50)]
+    path = tmp_path / "tiny" / "command.json"
+    writing = Writing(path)
+    planned = writing.plan(Plan(tuple(tasks), root=tmp_path), (), "local", 1)
+    with writing.until_its_end():
+        for each in planned[:-1]:
+            writing.began(each)
+            writing.ended(each, None)
+        last = writing.began(planned[-1])
+        changes = command_module.changes_of(path)
+        assert written == [50] and changes.stat().st_size < 99 * 200
+        with changes.open("a") as file:
+            file.write('{"written": 1.0, "place": "half of a li')
+        (now,) = commands_below(tmp_path)
+        assert [job.state for job in now.jobs] == ["finished"] * 49 + ["running"] and now == writing.command
+        writing.command.write()
+        assert commands_below(tmp_path) == [now] and not changes.exists(), "written whole, it says the same"
+        changes.write_text(json.dumps({"written": 1.0, "place": now.jobs[0].place, "state": "failed"}) + "\n")
+        assert commands_below(tmp_path) == [now], "a line of a command before it, which was killed, is not taken"
+    assert written == [50, 50, 50] and not changes.exists()
+    monkeypatch.setattr(command_module, "_stored", None)
+    assert standing_of(last).name == "job 50 of 50", "its process need not read of all jobs"

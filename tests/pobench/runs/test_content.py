@@ -7,23 +7,30 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import yaml
 from safetensors.torch import load_file, save_file
+from stores import trained_run
 
 from pobench import identity
 from pobench.data import prepare
 from pobench.errors import CorruptError, PobenchError
 from pobench.reporting.draw import table
+from pobench.results.index import read_entry
 from pobench.results.load import load_frames
 from pobench.results.run_folder import RunFolder, find_run
 from pobench.runs import content, stages
-from pobench.runs.execute import execute
+from pobench.runs.execute import _point_to, execute
 from pobench.runs.plan import Plan
+from pobench.runs.stage import Node
+from pobench.runs.task import Task
 from pobench.runs.verify import verify
+from pobench.settings.resolve import resolve
 
 PLUGIN = '''
 """A loss for a test."""
@@ -332,6 +339,23 @@ def test_scores_without_the_start_model_are_not_final(plan_here, tmp_path) -> No
     assert compared() == 3
 
 
+def test_a_command_shows_what_it_makes_and_what_is_there_and_not_what_it_leaves_out(tmp_path) -> None:
+    stored = trained_run(tmp_path, "dpo-0123456789ab")
+    (job,) = resolve("tiny", "dpo", seeds=[1])
+    nodes = {stage: Node(stage, {"of": "other values"}) for stage in ("heldout", "answers", "judge")}
+    task = Task(job, "loss", tmp_path, stored.run, ("heldout",), tmp_path / "data", nodes)
+    _point_to(Plan((task,)))
+    assert stored.shown == {"heldout": nodes["heldout"].name}, "the command judges nothing, and has other answers"
+    assert read_entry(stored).row["status"] == "unfinished"
+    stored.node(nodes["heldout"].name).write(
+        {"heldout": pd.DataFrame({"pair": ["a"]})}, {}, model=stored.weights, read={}
+    )
+    row = read_entry(stored).row
+    assert row["status"] == "finished" and row["others"] == 2, "answers and verdicts of other values"
+    _point_to(Plan((replace(task, stages=()),)))
+    assert stored.shown == {"heldout": nodes["heldout"].name}
+
+
 @pytest.mark.slow
 def test_frames_show_the_results_that_the_newest_command_named(plan_here, tmp_path) -> None:
     ran(plan_here("dpo"))
@@ -341,6 +365,24 @@ def test_frames_show_the_results_that_the_newest_command_named(plan_here, tmp_pa
     assert load_frames(tmp_path / "runs")["answers"]["tokens"].max() > 2
     (run,) = tmp_path.glob("runs/small/dpo-*")
     assert RunFolder(tmp_path / "runs", f"small/{run.name}").others("answers") == 1
+
+
+@pytest.mark.slow
+def test_a_run_of_some_stages_is_finished_and_of_one_that_was_killed_it_is_not(plan_here, tmp_path) -> None:
+    def states() -> list[str]:
+        return list(load_frames(tmp_path / "runs")["runs"].sort_values("loss")["status"])
+
+    ran(plan_here("dpo", ("train",)))
+    assert states() == ["finished"]
+    ran(plan_here("dpo", ("train", "heldout")))
+    assert states() == ["finished", "finished"]
+    _point_to(plan_here("dpo"))
+    assert states() == ["unfinished", "unfinished"], "a command began all stages, and was killed"
+    assert ran(plan_here("dpo", ("train", "heldout"))) == {} and states() == ["finished", "finished"]
+    assert ran(plan_here("dpo")) == {
+        f"{kind}: {stage}": 1 for kind in ("start", "loss") for stage in ("answers", "judge")
+    }
+    assert states() == ["finished", "finished"]
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from pobench.errors import PobenchError
 from pobench.reporting.methods import bibtex
 from pobench.reporting.run_facts import without_paths
 from pobench.reporting.run_page import page_of
+from pobench.results import comparable
 from pobench.results.frame_files import is_frames
 from pobench.results.load import load_frames
 from pobench.results.run_folder import RunFolder, find_run, short_names
@@ -115,14 +116,49 @@ def test_no_key_no_path_and_nothing_of_the_judge_leaves_the_machine(site: Path, 
     assert "pairs.jsonl" in page and "my.yaml: mine" in page and "endpoint" in page
 
 
-def test_an_answer_is_text_in_its_page_and_whole_in_the_file_beside_it(site: Path) -> None:
+def test_an_answer_is_text_in_its_page_and_whole_in_the_file_of_its_loss(site: Path) -> None:
     page = (site / page_of(f"tiny/{RUNS[0]}")).read_text("utf-8")
     assert (
         "&lt;script&gt;alert(1)&lt;/script&gt;⟨U+202E⟩&lt;/style&gt;{{ 7*7 }}" in page and "<script>alert" not in page
     )
-    answers = json.loads((site / f"runs/tiny/{RUNS[0]}.answers.json").read_text())
-    assert [row["text"] for row in answers] == [HOSTILE] * 3 and {row["score"] for row in answers} == {0.5}
+    (where,) = {path for path in re.findall(r'href="([^"]*answers/simpo[^"]*)"', page)}
+    beside = json.loads((site / page_of(f"tiny/{RUNS[0]}")).parent.joinpath(where).read_text("utf-8"))["answers"]
+    (own,) = [entry for entry in beside if entry["run"] == f"tiny/{RUNS[0]}"]
+    assert own["text"] == [HOSTILE] * 3 and own["score"] == [0.5] * 3
     assert "default-src 'none'" in page and page.count("<script>") == 1
+
+
+def test_answers_are_written_once(site: Path) -> None:
+    text = json.dumps(HOSTILE, ensure_ascii=False).strip('"')
+    found = [path for path in site.rglob("*.json") if text in path.read_text("utf-8")]
+    assert sorted(path.name.partition("-")[0] for path in found) == ["dpo", "simpo", "start"]
+
+
+def test_of_many_runs_those_with_their_settings_own_values_have_a_page_and_the_others_a_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comparable, "MOST_ARMS", 1)
+    monkeypatch.setattr("pobench.workflows.share.MOST_PAGES", 3)
+    root = tmp_path / "runs"
+    start_run(root)
+    for name in ("dpo-aaaaaaaaaaaa", "simpo-aaaaaaaaaaaa", "simpo-bbbbbbbbbbbb"):
+        trained_run(root, name)
+    file = root / "tiny/simpo-bbbbbbbbbbbb/config.yaml"
+    config = yaml.safe_load(file.read_text())
+    config["train"]["lr"] *= 2
+    config["origin"]["train.lr"] = "--set"
+    file.write_text(yaml.safe_dump(config))
+    site = share(root, tmp_path / "site", figures=["settings-table"]).parent
+    pages = {path.stem for path in (site / "runs/tiny").iterdir()}
+    assert pages == {"start-000000000000", "dpo-aaaaaaaaaaaa", "simpo-aaaaaaaaaaaa", "~others-1-1"}
+    others = (site / "runs/tiny/~others-1-1.html").read_text("utf-8")
+    assert '<tr id="simpo-bbbbbbbbbbbb">' in others and others.count("<tr id=") == 1 and "finished" in others
+    index = (site / "index.html").read_text("utf-8")
+    assert 'href="runs/tiny/~others-1-1.html#simpo-bbbbbbbbbbbb"' in index and "1 further runs of tiny" in index
+    data = load_frames(site / "data")
+    assert len(data["runs"]) == 4 and set(data["scores"]["run"]) == set(data["runs"]["run"])
+    assert set(data["answers"]["run"]) == set(data["runs"]["run"]) - {"tiny/simpo-bbbbbbbbbbbb"}
+    assert len(list((site / "tiny/answers").glob("simpo*.json"))) == 1
 
 
 def test_no_cell_of_a_csv_is_a_formula_and_the_frames_are_read_as_runs_are(site: Path, runs: Path) -> None:
