@@ -204,7 +204,7 @@ _RUNS = Frame(
         Column("order", "text", "", "digest of the order of the training pairs"),
         Column("protocol", "int", "", "version of the protocol; results of two versions are not compared"),
         Column("note", "text", "", "what to know about the start weights"),
-        Column("environment", "JSON", "", "versions, machine and devices", measured=True),
+        Column("environment", "JSON", "", "versions, machine, devices, threads, and how many jobs it had at a time", measured=True),
         Column("sources", "JSON", "", "setting → where its value comes from"),
         Column("length_bias", "float", "", "share of training labels decided by length; nan for a start model"),
         Column("others", "int", "", "finished results of other settings that are stored beside those shown"),
