@@ -19,10 +19,11 @@ def cost(runs: pd.DataFrame) -> pd.DataFrame:
     tokens (padding not counted). Means over seeds. Comparable only between runs on the same part of the same, otherwise idle
     machine: "trained on" is that part, where it is stored, and "waited" the share of the steps' time in which other work had the
     processor. A time with more than 4.5 % decides no claim."""
-    parts, rows = timed_on(runs), []
+    rows = []
     for arm in arms_of(runs):
-        members_of = [] if arm.is_start else of_arm(runs, arm).groupby(["reference", parts], dropna=False, sort=True)
-        for (kind, part), members in members_of:
+        own = of_arm(runs, arm)
+        kinds = [] if arm.is_start else own.groupby(["reference", timed_on(own)], dropna=False, sort=True)
+        for (kind, part), members in kinds:
             means = members.reindex(columns=NUMBERS).apply(pd.to_numeric, errors="coerce").mean()
             rows.append(
                 {

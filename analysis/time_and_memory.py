@@ -65,8 +65,7 @@ def time_and_memory(runs: pd.DataFrame) -> plot.Drawing:
 
 
 def _kinds(runs: pd.DataFrame) -> Iterator[Kind]:
-    parts = timed_on(runs)
-    several = parts[runs["loss"] != "start"].nunique() > 1
+    several = timed_on(runs[runs["loss"] != "start"]).nunique() > 1
     for loss, home in homes_of(runs).items():
         facts = of_arm(runs, home).iloc[0]
         same = runs["loss"].eq(loss) & (runs[list(COST)].eq(facts[list(COST)]) | runs[list(COST)].isna()).all(axis=1)
@@ -74,7 +73,7 @@ def _kinds(runs: pd.DataFrame) -> Iterator[Kind]:
         at_home = runs["run"].isin(home.runs)
         for inside, title in ((at_home & ~live, ""), (same & live, ", in every step")):
             arm = home._replace(label=home.label.partition(" (")[0] + title)
-            for part, members in runs[inside].groupby(parts[inside]):
+            for part, members in runs[inside].groupby(timed_on(runs[inside])):
                 yield Kind(arm, str(part), _quantities(members), _remark(members, str(part) if several else ""))
 
 
