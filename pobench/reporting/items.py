@@ -127,7 +127,7 @@ def build_item(shown: registry.Figure, comparable: Comparable, prefix: str, pict
 def _drawn(item: Item, shown: registry.Figure, comparable: Comparable, pictures: bool) -> Item:
     """The item with what is drawn and its files. Raises NothingToDraw, and whatever the figure's code raises."""
     selection = comparable.shown_in(shown)
-    drawn = draw(shown, selection)
+    drawn = draw(shown, replace(selection, left_out=""))  # the page says once, above, which arms most figures leave out
     item.runs = made_from(drawn if shown.kind == "table" else drawn.data, shown, selection)
     if shown.kind == "table":
         return _as_table(item, drawn, _colours(comparable))
