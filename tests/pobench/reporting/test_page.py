@@ -22,6 +22,7 @@ from pobench import registry
 from pobench.errors import PobenchError, UndrawnError
 from pobench.reporting import items, page, plot
 from pobench.reporting.items import build_item
+from pobench.reporting.run_facts import title_of
 from pobench.reporting.summary import summarise
 from pobench.results import metrics
 from pobench.results.arms import arms_of, score_of
@@ -453,6 +454,14 @@ def test_hints_and_words_of_a_picture_carry_its_numbers(frames, whole) -> None:
     assert said == f"SimPO, default: {e.value:.3f} [{e.low:.3f}, {e.high:.3f}] n = {e.n}".replace("-", "−")
     assert said in str(kl.picture)  # what is seen, in words
     assert any("=DPO, loss, step \n" in text for text in unpacked(read(whole)))
+
+
+@pytest.mark.parametrize("name", ["mine", "later(dpo)", "dpo + mine"])
+def test_a_loss_or_modifier_that_is_not_registered_here_has_no_formula(frames, name) -> None:
+    runs = frames["runs"].assign(loss=frames["runs"]["loss"].replace("kto", name))
+    (comparable,) = split(ordered({**frames, "runs": runs}))
+    assert [one.label for one in page.formulas(comparable.home) if not one.known] == ["KTO"]
+    assert title_of(name) == (name, "a loss of the user's own", [])
 
 
 def test_the_environment_is_printed_and_differences_stay_visible(frames) -> None:
