@@ -330,6 +330,16 @@ def test_colours_can_be_seen_by_day_and_by_night(colour, page) -> None:
     assert (light + 0.05) / (dark + 0.05) >= 3
 
 
+def test_a_marker_of_letters_is_drawn_as_these_and_not_with_its_dollar_signs() -> None:
+    lettered = [registry.get_loss(name) for name in SHIPPED if str(registry.get_loss(name).marker).startswith("$")]
+    widest = {}
+    for loss in lettered:
+        low, high = look_of(loss.name).marker.get_extents().get_points()
+        assert low + high == pytest.approx([0, 0], abs=1e-6), "a marker stands on its point"
+        widest[loss.name] = (high - low)[0] / (high - low)[1]
+    assert len(lettered) > 20 and max(widest.values()) < 1.6, "three signs are twice as wide as high"
+
+
 def test_every_shipped_loss_has_a_look_of_its_own() -> None:
     without = [name for name in SHIPPED if not registry.get_loss(name).colour]
     assert not without, f"give register_loss a colour and a marker: {', '.join(without)}"
