@@ -17,8 +17,8 @@ def cost(runs: pd.DataFrame) -> pd.DataFrame:
     """Wall time of the training steps; beside it that of the stored reference pass, done once and shared by all runs that read
     it (0: none, or in the steps themselves, where the reference is `every_step`); peak memory of the process or device; useful
     tokens (padding not counted). Means over seeds. Comparable only between runs on the same part of the same, otherwise idle
-    machine: "trained on" is that part, where it is stored, and "waited" the share of the steps' time in which other work had the
-    processor. A time with more than 4.5 % decides no claim."""
+    machine: "trained on" is that part, where it is stored, and "waited" the share of the steps' time in which other work had
+    the processor. A time with more than 4.5 % decides no claim."""
     rows = []
     for arm in arms_of(runs):
         own = of_arm(runs, arm)

@@ -314,7 +314,9 @@ def _cost(selection: Selection) -> list[Finding]:
     finished = runs[(runs["status"] == "finished") & (runs["loss"] != "start")]
     parts = timed_on(finished)
     counts = parts.value_counts()
-    times = {part: _times(selection, finished[parts == part]) for part in sorted(counts.index, key=lambda p: (-counts[p], p))}
+    times = {
+        part: _times(selection, finished[parts == part]) for part in sorted(counts.index, key=lambda p: (-counts[p], p))
+    }
     known = {part: text for part, text in times.items() if text}
     if not known:
         return []

@@ -155,7 +155,7 @@ def hint_lines(points: Sequence[plot.Hint]) -> str:
     texts = [" ".join(clean(point.text, 200).split()) for point in points]
     lines, at, words = list[str](), (0, 0), ""
     for point, text, following in zip(points, texts, [*texts[1:], ""], strict=True):
-        common = os.path.commonprefix([text, following])
+        common = os.path.commonprefix([text, following])  # noqa: RUF071  # letter by letter, as is meant
         common = common[: common.rfind(" ") + 1]
         if not text.startswith(words) or len(common) > len(words):
             words = common

@@ -63,8 +63,8 @@ def look_of(loss: str) -> Look:
 
 @cache
 def _drawn(marker: Marker) -> Marker | Outline:
-    """The outline of a marker that is a formula, `$X$`, around its middle. matplotlib would draw the dollar signs as well, because
-    in our style they begin no formula."""
+    """The outline of a marker that is a formula, `$X$`, around its middle. matplotlib would draw the dollar signs as well,
+    because in our style they begin no formula."""
     if not (isinstance(marker, str) and marker.startswith("$")):
         return marker
     from matplotlib.font_manager import FontProperties

@@ -387,7 +387,9 @@ def dots(
         )
         if not math.isnan(e.low):
             ax.plot([e.low, e.high], [place, place], color=colour, linewidth=2.2, alpha=0.75)
-        edge, size = (PAPER, 7.5) if isinstance(marker, str | tuple) else (colour, 9.5)  # a letter is as thin as an edge
+        edge, size = (
+            (PAPER, 7.5) if isinstance(marker, str | tuple) else (colour, 9.5)
+        )  # a letter is as thin as an edge
         ax.plot(
             [e.value], [place], marker=marker, color=colour, markersize=size, markeredgecolor=edge, markeredgewidth=0.8
         )

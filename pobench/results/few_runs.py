@@ -225,8 +225,8 @@ def crowded(runs: pd.DataFrame) -> pd.Series:
 
 
 def timed_on(runs: pd.DataFrame) -> pd.Series:
-    """What each run had of a machine while it trained, in words: `on 1 of 2 cores, 2 jobs at a time`. Only times on the same are
-    compared. "" where it is not stored."""
+    """What each run had of a machine while it trained, in words: `on 1 of 2 cores, 2 jobs at a time`. Only times on the same
+    are compared. "" where it is not stored."""
     stored = runs.reindex(columns=["environment"])["environment"]
     return stored.astype(object).map(lambda text: _part_of_a_machine(json_object(text)))
 

@@ -105,7 +105,10 @@ def test_times_on_unlike_parts_of_a_machine_are_not_ranked(synthetic) -> None:
     alike = said(make_card(comparable_of(made, runs=runs[runs["loss"] != "c"])))["Cost"]
     assert alike.startswith("Training one run on 1 of 2 cores, 2 jobs at a time: A 1.7 min (n = 1 run) to B 5.0 min")
     apart = said(make_card(comparable_of(made, runs=runs)))["Cost"]
-    assert "on 1 of 2 cores, 2 jobs at a time, A 1.7 min (n = 1 run) to B 5.0 min (n = 1 run); on 2 cores, C 1.0 min" in apart
+    assert (
+        "on 1 of 2 cores, 2 jobs at a time, A 1.7 min (n = 1 run) to B 5.0 min (n = 1 run); on 2 cores, C 1.0 min"
+        in apart
+    )
     assert "Times on unlike parts of a machine are not compared" in apart
 
 
