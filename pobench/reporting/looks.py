@@ -6,6 +6,8 @@ import hashlib
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 from pobench.registry import Marker, losses
 
 if TYPE_CHECKING:
@@ -71,5 +73,6 @@ def _drawn(marker: Marker) -> Marker | Outline:
     from matplotlib.path import Path as Outline
     from matplotlib.textpath import text_to_path
 
-    letters = Outline(*text_to_path.get_text_path(FontProperties(), marker, ismath=True))
+    vertices, codes = text_to_path.get_text_path(FontProperties(), marker, ismath=True)
+    letters = Outline(np.asarray(vertices), np.asarray(codes))
     return Outline(letters.vertices - letters.get_extents().get_points().mean(axis=0), letters.codes)
