@@ -693,8 +693,10 @@ def _short(attribute: re.Match[str]) -> str:
     is_line = attribute[0].startswith(" d=") and not re.search("[CQ]", attribute[0])  # not a marker's curve
     digits = 1 if is_line else 2
     rounded = re.sub(r"-?\d+\.\d+", lambda n: f"{float(n[0]):.{digits}f}".rstrip("0").rstrip("."), attribute[0])
+    if not is_line:
+        return re.sub(r" ?\n", " ", rounded)
     pairs = re.sub(r" ?\n(?:L )?", " ", rounded)  # those behind a move are lines without a letter
-    return re.sub(r"M ([-\d. ]+)", _steps, pairs) if is_line else pairs
+    return re.sub(r"M ([-\d. ]+)", _steps, pairs)
 
 
 def _steps(line: re.Match[str]) -> str:

@@ -433,9 +433,12 @@ def test_hostile_names_are_drawn_as_text(synthetic) -> None:
 def test_lines_of_a_picture_are_steps_that_add_up_to_its_points() -> None:
     line = "M 1.04 2 \nL 3.26 2.51 \nL 3.06 0.4 \nL 3.1 0.4 \nM 5 5 \nL 5.5 5 \nz\n"
     inline = plot.inline_svg(
-        f'<svg viewBox="0 0 9 9"><path d="{line}"/><path d="M 0.25 1.25 \nC 1 1 2 2 3 3 \n"/></svg>', "x", "y"
+        f'<svg viewBox="0 0 9 9"><path d="{line}"/><path d="M 0.25 1.25 \nC 1 1 2 2 3 3 \nL 4 4 \n"/></svg>', "x", "y"
     )
-    assert re.findall(r' d="([^"]*)"', inline) == ["M1 2l2.3 .5-.2-2.1 0 0M5 5l.5 0z ", "M 0.25 1.25 C 1 1 2 2 3 3 "]
+    assert re.findall(r' d="([^"]*)"', inline) == [
+        "M1 2l2.3 .5-.2-2.1 0 0M5 5l.5 0z ",
+        "M 0.25 1.25 C 1 1 2 2 3 3 L 4 4 ",
+    ]
 
 
 def test_content_knows_only_what_it_may() -> None:
