@@ -22,7 +22,7 @@ def cross_loss(runs: pd.DataFrame, cross_loss: pd.DataFrame, *, metric: str = "l
     the same held-out pairs. A number is the mean over pairs in the row's unit; compare along a row, never down a column.
     Blue is better than the start model by the row's loss, orange is worse; a deeper colour means a larger difference
     within the row. Colours do not show significance; the CSV has the intervals. A frame marks a model under its own loss;
-    a dash, a loss whose inputs were not stored. If a model is best by a loss that it was not trained with, the two losses
+    losses whose inputs were not stored have no row. If a model is best by a loss that it was not trained with, the two losses
     have similar aims."""
     if metric not in MARKS:
         raise plot.NothingToDraw(f"A metric of this figure is one of {', '.join(MARKS)}, not {metric}.")
@@ -48,7 +48,10 @@ def cross_loss(runs: pd.DataFrame, cross_loss: pd.DataFrame, *, metric: str = "l
             for n in names
         ]
     )
-    values = data["value"].to_numpy(float).reshape(len(arms), len(names)).T
+    known = {name for (_, name), e in estimates.items() if not math.isnan(e.value)}
+    without = [titles[name] for name in names if name not in known]
+    names = [name for name in names if name in known]
+    values = np.array([[estimates.get((arm.id, name), blank).value for arm in arms] for name in names])
     figure, ax = plot.single(0.24 * len(names) + 1.3, width=min(plot.WIDTH, 0.66 * len(arms) + 2.4))
     start = next((i for i, arm in enumerate(arms) if arm.is_start), None)
     depth = _depth(values, None if start is None else values[:, start], higher=metric != "loss")
@@ -60,7 +63,10 @@ def cross_loss(runs: pd.DataFrame, cross_loss: pd.DataFrame, *, metric: str = "l
     plot.matrix_axes(ax, [plot.short(titles[name], 22) for name in names], [plot.short(arm.label, 22) for arm in arms])
     ax.set(xlabel="trained with", ylabel="evaluated by")
     counted = data.loc[data["n"] > 0, "n"]
-    return plot.Drawing(figure, data, f"{MARKS[metric].capitalize()}, over {int(counted.max())} held-out pairs.")
+    notes = f"{MARKS[metric].capitalize()}, over {int(counted.max())} held-out pairs."
+    if without:
+        notes += f" Losses whose inputs were not stored: {', '.join(without)}."
+    return plot.Drawing(figure, data, notes)
 
 
 def _depth(values: np.ndarray, start: np.ndarray | None, higher: bool) -> np.ndarray:

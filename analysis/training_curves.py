@@ -50,7 +50,9 @@ def training_curves(runs: pd.DataFrame, steps: pd.DataFrame) -> plot.Drawing:
                 ax.yaxis.set_major_locator(plot.MaxNLocator(3))
             ax.xaxis.set_major_locator(plot.MaxNLocator(4, integer=True))
             ax.tick_params(labelsize=6.5)
-        row[0].set_ylabel(plot.short(arm.label, 18), color=look_of(arm.loss).colour, weight="bold", fontsize=8.5)
+        name = plot.short(arm.label, 18)
+        size = 8.5 if len(name) <= 12 else 6.5  # a row is as high as eighteen small letters are long
+        row[0].set_ylabel(name, color=look_of(arm.loss).colour, weight="bold", fontsize=size)
     for place, (title, _, shared, _) in enumerate(quantities):
         grid[0][place].set_title(title, fontsize=8.5)
         if shared:

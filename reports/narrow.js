@@ -37,20 +37,17 @@ const narrowing = { hidden: new Set(), pins: [], heard: [], titles: new Map() };
       const own = [...row.cells].map((cell) => names.get(cell.textContent.trim())).filter(Boolean);
       if (own.length) marked.push([row, own]);
     }
-    for (const article of part.querySelectorAll(".formulas article, .answers article")) {
-      const own = names.get(article.querySelector("header b").textContent);
-      if (own) marked.push([article, [own]]);
-    }
   }
   const hide = ([element, losses]) => element.classList.toggle("off", losses.some((name) => narrowing.hidden.has(name)));
-  const markPicture = (picture) => { // a picture is drawn when it comes near
-    for (const mark of picture.querySelectorAll("svg [data-loss]")) {
-      marked.push([mark, mark.dataset.loss.split(" | ")]);
-      hide(marked.at(-1));
-    }
+  const mark = (place) => { // pictures and answers are drawn when they come near
+    const before = marked.length;
+    const names = parts.find(({ part }) => part.contains(place))?.names;
+    for (const article of place.querySelectorAll("article")) marked.push([article, [names?.get(article.querySelector("header b").textContent)]]);
+    for (const drawn of place.querySelectorAll("svg [data-loss]")) marked.push([drawn, drawn.dataset.loss.split(" | ")]);
+    marked.slice(before).forEach(hide);
   };
-  document.querySelectorAll(".picture").forEach(markPicture);
-  document.addEventListener("drawn", ({ target }) => markPicture(target));
+  document.querySelectorAll(".picture, .formulas").forEach(mark);
+  document.addEventListener("drawn", ({ target }) => mark(target));
   const first = (text, { spoken }) => spoken.find(([label]) => text.startsWith(label) && /^($|[,:;(]| )/.test(text.slice(label.length)));
   narrowed.hides = (text, picture) => {
     const part = parts.find((one) => one.part.contains(picture));

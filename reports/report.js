@@ -80,10 +80,19 @@ document.addEventListener("click", (event) => {
 // Say what stands where the pointer is, or, with the arrow keys, point by point.
 const reach = 28; // pixels
 const narrowed = { hides: () => false }; // of a point's text; narrow.js says which
+const pointsOf = (lines) => { // each counted from the one before; a line "=words" has what the texts below it begin with
+  let [x, y, words] = [0, 0, ""];
+  const points = [];
+  for (const line of lines.split("\n")) {
+    const [, across, down, text] = /^(-?\d+) (-?\d+) (.*)$/.exec(line) ?? [];
+    if (line.startsWith("=")) words = line.slice(1);
+    else if (across) points.push({ x: (x += Number(across)) / 1e4, y: (y += Number(down)) / 1e4, text: words + text });
+  }
+  return points;
+};
 const listen = (pictures) => {
 for (const picture of pictures) {
-  const lines = picture.querySelector(".hints")?.textContent.split("\n") ?? [];
-  const every = lines.map((line) => /^(-?\d+) (-?\d+) (.*)$/.exec(line)).filter(Boolean).map(([, x, y, text]) => ({ x: x / 1e4, y: y / 1e4, text }));
+  const every = pointsOf(picture.querySelector(".hints")?.textContent ?? "");
   if (!every.length) continue;
   let points = every;
   const drawn = picture.querySelector("svg, img");
@@ -175,10 +184,21 @@ const unpackNext = () => {
 };
 idle(unpackNext);
 
+// What readers without scripts see, and paper shows, is text until its chapter is opened.
+const pour = (fold) => {
+  for (const place of fold.querySelectorAll("noscript")) {
+    const poured = Object.assign(document.createElement("div"), { className: place.className, innerHTML: place.textContent });
+    place.replaceWith(poured);
+    poured.dispatchEvent(new Event("drawn", { bubbles: true }));
+  }
+};
+for (const place of document.querySelectorAll("noscript")) place.closest("details")?.addEventListener("toggle", ({ target }) => pour(target));
+
 // Open everything before printing, and close it again; the button waits until all is drawn.
 const opened = new Set();
 addEventListener("beforeprint", () => {
   undrawn().forEach(draw);
+  pour(document);
   document.querySelectorAll("details:not([open])").forEach((fold) => { opened.add(fold); fold.open = true; });
 });
 addEventListener("afterprint", () => { opened.forEach((fold) => (fold.open = false)); opened.clear(); });

@@ -8,6 +8,7 @@ import importlib.util
 import math
 import os
 import platform
+import sys
 import time
 import warnings
 from datetime import timedelta
@@ -22,6 +23,7 @@ from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwar
 from pobench.errors import PobenchError
 
 PROCESSES = "POBENCH_PROCESSES"  # the variable in which `--devices` reaches all that a command starts
+JOBS = "POBENCH_JOBS"  # the variable in which a process finds how many jobs its machine has at one time
 
 
 @cache
@@ -123,6 +125,11 @@ def _accelerate_config() -> tuple[int | None, str]:
     )
 
 
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
 def device_memory() -> float:
     """Bytes of one device, busy or not: of a GPU; else of the machine, which its processes share."""
     if torch.cuda.is_available():
@@ -176,7 +183,7 @@ def version_of(package: str) -> str | None:
 
 
 def environment(accelerator: Any) -> dict[str, Any]:
-    """Packages, device and processes of this run; no host name, no path, no key."""
+    """Packages, device, processes and share of the machine of this run; no host name, no path, no key."""
     packages = ["pobench", "torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy", "pandas", "scipy"]
     packages += [p for p in ("peft", "bitsandbytes") if importlib.util.find_spec(p) is not None]
     device = accelerator.device
@@ -187,6 +194,8 @@ def environment(accelerator: Any) -> dict[str, Any]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
+        "cores": cores(),
+        "jobs": int(os.environ.get(JOBS) or 1),
         "processes": accelerator.num_processes,
         "distributed": str(accelerator.distributed_type.value),
         "precision": accelerator.mixed_precision,

@@ -76,7 +76,7 @@ class Item:
     failure: str = ""  # the traceback of code that failed
     table: Table | None = None
     picture: Markup | None = None
-    hints: str = ""  # lines of "x y text", x and y in ten-thousandths of the picture
+    hints: str = ""  # of `hint_lines`
     files: dict[str, bytes] = field(default_factory=dict)  # format → content
     runs: tuple[str, ...] = ()  # that it was made from
     from_every: str = ""  # "all 16 runs", where these are all of its section
@@ -127,7 +127,7 @@ def build_item(shown: registry.Figure, comparable: Comparable, prefix: str, pict
 def _drawn(item: Item, shown: registry.Figure, comparable: Comparable, pictures: bool) -> Item:
     """The item with what is drawn and its files. Raises NothingToDraw, and whatever the figure's code raises."""
     selection = comparable.shown_in(shown)
-    drawn = draw(shown, selection)
+    drawn = draw(shown, replace(selection, left_out=""))  # the page says once, above, which arms most figures leave out
     item.runs = made_from(drawn if shown.kind == "table" else drawn.data, shown, selection)
     if shown.kind == "table":
         return _as_table(item, drawn, _colours(comparable))
@@ -137,9 +137,7 @@ def _drawn(item: Item, shown: registry.Figure, comparable: Comparable, pictures:
         return item
     png, svg = plot.png(drawn.figure), plot.svg(drawn.figure, f"pobench-{shown.name}")
     item.files = {"png": png, "svg": svg.encode("utf-8", "replace"), "csv": plot.csv(drawn.data)}
-    item.hints = "\n".join(
-        f"{1e4 * x:.0f} {1e4 * y:.0f} {' '.join(clean(text, 200).split())}" for x, y, text in plot.hints(drawn.figure)
-    )
+    item.hints = hint_lines(plot.hints(drawn.figure))
     alt = ". ".join(filter(None, (shown.title, clean(plot.described(drawn.figure)), item.notes)))
     plot.mark_losses(drawn.figure, comparable.every_arm.arms + comparable.home.arms)
     lettered = clean(plot.svg(drawn.figure, f"pobench-{shown.name}", text=True))
@@ -149,6 +147,23 @@ def _drawn(item: Item, shown: registry.Figure, comparable: Comparable, pictures:
     else:
         item.picture = Markup('<img alt="{}" src="{}">').format(alt, plot.data_uri(png, "image/png"))
     return item
+
+
+def hint_lines(points: Sequence[plot.Hint]) -> str:
+    """Lines of "x y text", x and y in ten-thousandths of the picture, counted from the point before. A line "=words" has the
+    words with which the texts below it begin."""
+    texts = [" ".join(clean(point.text, 200).split()) for point in points]
+    lines, at, words = list[str](), (0, 0), ""
+    for point, text, following in zip(points, texts, [*texts[1:], ""], strict=True):
+        common = os.path.commonprefix([text, following])  # noqa: RUF071  # letter by letter, as is meant
+        common = common[: common.rfind(" ") + 1]
+        if not text.startswith(words) or len(common) > len(words):
+            words = common
+            lines.append(f"={words}")
+        here = round(1e4 * point.x), round(1e4 * point.y)
+        lines.append(f"{here[0] - at[0]} {here[1] - at[1]} {text[len(words) :]}")
+        at = here
+    return "\n".join(lines)
 
 
 def _as_table(item: Item, shown: pd.DataFrame, colours: Mapping[str, str]) -> Item:

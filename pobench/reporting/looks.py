@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from typing import NamedTuple
+from functools import cache
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
 
 from pobench.registry import Marker, losses
+
+if TYPE_CHECKING:
+    from matplotlib.path import Path as Outline
 
 # ---------------------------------------------------------------- colours and markers
 Dash = tuple[float, tuple[float, ...] | None]  # offset, lengths of ink and gap in line widths; None: solid
 
 
 class Look(NamedTuple):
-    """How a loss is drawn. marker: matplotlib's name or (points, style, angle). dash: matplotlib's, of its lines."""
+    """How a loss is drawn. marker: matplotlib's name, (points, style, angle), or the outline of letters. dash: matplotlib's, of
+    its lines."""
 
     colour: str
-    marker: Marker
+    marker: Marker | Outline
     dash: Dash
 
 
@@ -51,6 +58,21 @@ def look_of(loss: str) -> Look:
     dash = DASHES[digest[2] % len(DASHES)]
     declared = losses.get(loss) if loss in losses.names() else None
     if declared is not None and declared.colour:
-        return Look(declared.colour, declared.marker, dash)
+        return Look(declared.colour, _drawn(declared.marker), dash)
     colour = RESERVED_COLOURS[digest[0] % len(RESERVED_COLOURS)]
     return Look(colour, RESERVED_MARKERS[digest[1] % len(RESERVED_MARKERS)], dash)
+
+
+@cache
+def _drawn(marker: Marker) -> Marker | Outline:
+    """The outline of a marker that is a formula, `$X$`, around its middle. matplotlib would draw the dollar signs as well,
+    because in our style they begin no formula."""
+    if not (isinstance(marker, str) and marker.startswith("$")):
+        return marker
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.path import Path as Outline
+    from matplotlib.textpath import text_to_path
+
+    vertices, codes = text_to_path.get_text_path(FontProperties(), marker, ismath=True)
+    letters = Outline(np.asarray(vertices), np.asarray(codes))
+    return Outline(letters.vertices - letters.get_extents().get_points().mean(axis=0), letters.codes)

@@ -185,7 +185,7 @@ def formulas(selection: Selection) -> list[Formula]:
         colour = look_of(arm.loss).colour
         try:
             loss = registry.get_loss(arm.loss)
-        except UnknownNameError:
+        except PobenchError:  # of a plug-in, or of another version
             rows = [(k, show_setting(v), "", str(sources.get(k, ""))) for k, v in used.items()]
             entries.append(Formula(clean(arm.label), colour, "", "", "", "", rows, False))
             continue

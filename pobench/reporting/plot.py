@@ -387,8 +387,11 @@ def dots(
         )
         if not math.isnan(e.low):
             ax.plot([e.low, e.high], [place, place], color=colour, linewidth=2.2, alpha=0.75)
+        edge, size = (
+            (PAPER, 7.5) if isinstance(marker, str | tuple) else (colour, 9.5)
+        )  # a letter is as thin as an edge
         ax.plot(
-            [e.value], [place], marker=marker, color=colour, markersize=7.5, markeredgecolor=PAPER, markeredgewidth=0.8
+            [e.value], [place], marker=marker, color=colour, markersize=size, markeredgecolor=edge, markeredgewidth=0.8
         )
         numbers = show(e.value) if math.isnan(e.low) else f"{show(e.value)}  [{show(e.low)}, {show(e.high)}]"
         text = f"{numbers}   n = {e.n}" + (f"   {row.remark}" if row.remark else "")
@@ -690,7 +693,19 @@ def _short(attribute: re.Match[str]) -> str:
     is_line = attribute[0].startswith(" d=") and not re.search("[CQ]", attribute[0])  # not a marker's curve
     digits = 1 if is_line else 2
     rounded = re.sub(r"-?\d+\.\d+", lambda n: f"{float(n[0]):.{digits}f}".rstrip("0").rstrip("."), attribute[0])
-    return re.sub(r" ?\n(?:L )?", " ", rounded)  # pairs behind a move are lines without a letter
+    if not is_line:
+        return re.sub(r" ?\n", " ", rounded)
+    pairs = re.sub(r" ?\n(?:L )?", " ", rounded)  # those behind a move are lines without a letter
+    return re.sub(r"M ([-\d. ]+)", _steps, pairs)
+
+
+def _steps(line: re.Match[str]) -> str:
+    """A line's points, in tenths, as steps from one to the next: shorter, and they pack into half the bytes."""
+    tenths = [round(10 * float(number)) for number in line[1].split()]
+    steps = [*tenths[:2], *(number - before for before, number in zip(tenths, tenths[2:], strict=False))]
+    numbers = [f"{step / 10:g}" for step in steps]
+    text = "l".join(" ".join(part) for part in (numbers[:2], numbers[2:]) if part)
+    return "M" + re.sub(r" (?=-)|(?<!\d)0(?=\.)", "", text)
 
 
 def _without_bare_groups(text: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
-from pobench.errors import UnknownNameError
+from pobench.errors import PobenchError
 from pobench.registry import get_loss
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -68,7 +68,7 @@ def title_of(loss: str) -> tuple[str, str, list[str]]:
     """(title, source, formula) of a loss; of one that is not registered here, its name."""
     try:
         found = get_loss(loss)
-    except UnknownNameError:
+    except PobenchError:
         return loss, "a loss of the user's own", []
     return found.title, found.source, found.formula.splitlines()
 

@@ -29,6 +29,7 @@ from pobench.reporting.tables import clean, show_number
 from pobench.results import metrics
 from pobench.results.arms import Arm, arms_of, json_object, judges_of, of_arm
 from pobench.results.comparable import Comparable
+from pobench.results.few_runs import timed_on
 from pobench.results.run_folder import RunFolder, short_names
 
 SHOWN_ANSWERS = 12
@@ -262,8 +263,8 @@ class Pages:
         yield f"training {row['trained_on'] or 'pairs'}", Text(_number(row["pairs"]))
         yield "steps", Text(_number(trained.get("steps", math.nan)))
         yield "tokens trained on", Text(_number(row["tokens"]))
-        seconds, memory = row["seconds"], row["peak_memory"]
-        yield "training took", Text("" if pd.isna(seconds) else f"{seconds / 60:.1f} min")
+        seconds, memory, (part,) = row["seconds"], row["peak_memory"], timed_on(pd.DataFrame([row]))
+        yield "training took", Text("" if pd.isna(seconds) else clean(f"{seconds / 60:.1f} min {part}".strip()))
         yield "memory", Text("" if pd.isna(memory) else size(memory))
         tuned = json_object(row["tuned"])
         yield "values come from", Text(clean(f"{row['values'] or ''}{_search(tuned)}"))

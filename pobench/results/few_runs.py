@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy import stats as _scipy
 
 from pobench.results import stats
-from pobench.results.arms import Arm, of_arm, settings_of
+from pobench.results.arms import Arm, json_object, of_arm, settings_of
 from pobench.results.claims import slope
 from pobench.results.contrast import MISSING, POINTS, Contrast, contrast
 from pobench.results.evidence import UNMEASURED, Evidence, Measure, Measured, of_metric
@@ -224,6 +224,30 @@ def crowded(runs: pd.DataFrame) -> pd.Series:
     return times["waited"] > CROWDED * times["seconds"]
 
 
+def timed_on(runs: pd.DataFrame) -> pd.Series:
+    """What each run had of a machine while it trained, in words: `on 1 of 2 cores, 2 jobs at a time`. Only times on the same
+    are compared. "" where it is not stored."""
+    stored = runs.reindex(columns=["environment"])["environment"]
+    return stored.astype(object).map(lambda text: _part_of_a_machine(json_object(text)))
+
+
+def _part_of_a_machine(environment: Mapping[str, Any]) -> str:
+    numbers = [environment.get(name) for name in ("threads", "processes", "jobs", "cores")]
+    threads, processes, jobs, cores = (n if isinstance(n, int) and n > 0 else 0 for n in numbers)
+    beside = f", {jobs} jobs at a time" if jobs > 1 else ""
+    if (device := str(environment.get("device") or "cpu")) != "cpu":
+        return f"on {f'{processes} × ' if processes > 1 else ''}{device}{beside}"
+    if not threads:
+        return ""
+    used = threads * max(processes, 1)
+    if cores and used < cores:
+        part = f"{used} of {cores} cores"
+    else:
+        part = f"{used} {'core' if used == cores else 'thread'}{'s'[: used != 1]}"
+        part += f" on {cores} core{'s'[: cores != 1]}" if cores and used > cores else ""
+    return f"on {part}{f', in {processes} processes' if processes > 1 else ''}{beside}"
+
+
 def whole_seconds(runs: pd.DataFrame) -> pd.Series:
     """Seconds of all training steps and of the reference's pass before them, counted whole for every run."""
     return step_seconds(runs) + pd.to_numeric(runs["reference_seconds"], errors="coerce")
@@ -232,24 +256,31 @@ def whole_seconds(runs: pd.DataFrame) -> pd.Series:
 def cost_ratio(ours: str, theirs: str, cost: Cost, reference: str) -> Measure:
     """The cost of a loss that reads no reference over that of one that does, seed by seed.
 
-    reference: `cached` or `every_step`, how the second got its reference sums. Times beside other work are left out; where
-    there are no others, the ratio is given and not comparable.
+    reference: `cached` or `every_step`, how the second got its reference sums. Times beside other work are left out, and only
+    times on the same part of a machine are compared; where there are none, the ratio is given and not comparable.
     """
 
     def measure(e: Evidence) -> Measured:
         sides = [_at_home(e, ours, ""), _at_home(e, theirs, reference)]
         quiet = sides if cost is memory else [side[~crowded(side)] for side in sides]
-        alike = all(map(len, quiet))
-        first, second = (cost(side).groupby(level=0).mean() for side in (quiet if alike else sides))
-        ratios = (first / second).replace(np.inf, np.nan).dropna()
+        ratios = _ratios(cost, quiet, by_part=cost is not memory)
+        alike = len(ratios) > 0
+        if not alike:
+            ratios = _ratios(cost, sides, by_part=False)
         return Measured(Contrast(stats.student(ratios), len(ratios), 2 * len(ratios)), alike=alike)
 
     return measure
 
 
+def _ratios(cost: Cost, sides: Sequence[pd.DataFrame], *, by_part: bool) -> pd.Series:
+    """The first side's cost over the second's, by seed; by_part: and by what the runs had of a machine."""
+    both = [cost(side).groupby([side.index, timed_on(side)] if by_part else side.index).mean() for side in sides]
+    return (both[0] / both[1]).replace(np.inf, np.nan).dropna()
+
+
 def _at_home(e: Evidence, loss: str, reference: str) -> pd.DataFrame:
     """The runs of a loss with the values of its home arm, by seed, whose reference sums came about in this way."""
-    known = e.runs.reindex(columns=[*e.runs.columns.union(["reference", "reference_seconds", "waited"])])
+    known = e.runs.reindex(columns=[*e.runs.columns.union(["reference", "reference_seconds", "waited", "environment"])])
     home = e.arm(loss)
     if home is None:
         return known.iloc[:0].set_index("seed")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from pobench.model.device import layout_of_devices
+from pobench.model.device import JOBS, cores, layout_of_devices
 from pobench.orphans import STARTER
 from pobench.runs.pool import LEAVE, share
 from pobench.runs.processes import machines as machines
@@ -27,9 +27,9 @@ def process_count() -> int:
 
 
 def environment() -> dict[str, str]:
-    """What keeps a process of this thread to its share of the machine."""
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    return share().environment(torch.cuda.device_count(), cores)
+    """What keeps a process of this thread to its share of the machine, and tells it how many there are."""
+    own = share()
+    return own.environment(torch.cuda.device_count(), cores()) | {JOBS: str(1 if own.alone else own.of)}
 
 
 def launch(module: str, file: Path) -> int:

@@ -418,6 +418,35 @@ def test_a_time_beside_other_work_decides_no_claim(few_losses) -> None:
     assert rows_of({"runs": one}, *names).loc[names[0], "runs"] == quiet.loc[names[0], "runs"] - 2
 
 
+def test_times_on_unlike_parts_of_a_machine_decide_no_claim(few_losses) -> None:
+    runs, names = few_losses["runs"], ["reference-free-is-faster-than-cached", "cached-reference-needs-no-memory"]
+    half, whole = ({"device": "cpu", "threads": n, "cores": 2, "jobs": 3 - n} for n in (1, 2))
+    alike = rows_of({"runs": runs.assign(environment=json.dumps(half))}, *names)
+    assert alike.equals(rows_of({"runs": runs}, *names)) and "not comparable" not in set(alike["verdict"])
+    mixed = runs["loss"].map(lambda loss: json.dumps(whole if loss == "dpo" else half))
+    unlike = rows_of({"runs": runs.assign(environment=mixed)}, *names)
+    assert unlike.loc[names[0], ["verdict", "value"]].tolist() == ["not comparable", alike.loc[names[0], "value"]]
+    assert unlike.loc[names[1]].equals(alike.loc[names[1]]), "memory is the same"
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({"device": "cpu", "threads": 1, "cores": 2, "jobs": 2}, "on 1 of 2 cores, 2 jobs at a time"),
+        ({"device": "cpu", "threads": 2, "cores": 2, "jobs": 1}, "on 2 cores"),
+        ({"device": "cpu", "threads": 4, "cores": 2}, "on 4 threads on 2 cores"),
+        ({"device": "cpu", "threads": 1}, "on 1 thread"),
+        ({"device": "cpu", "threads": 1, "processes": 2, "cores": 2}, "on 2 cores, in 2 processes"),
+        ({"device": "NVIDIA H200", "threads": 8, "processes": 2, "jobs": 4}, "on 2 × NVIDIA H200, 4 jobs at a time"),
+        ({"device": "cpu", "threads": "many", "jobs": None}, ""),
+        ({}, ""),
+    ],
+)
+def test_what_a_run_had_of_a_machine_is_said_in_words(environment, words) -> None:
+    assert list(few_runs.timed_on(pd.DataFrame({"environment": [json.dumps(environment)]}))) == [words]
+    assert list(few_runs.timed_on(pd.DataFrame({"run": ["a"]}))) == [""]
+
+
 def test_repetition_counts_four_words_that_stood_before() -> None:
     found = counted(pd.DataFrame({"text": ["a b c d A b c d", "a b c d e", "a b c"]}))
     assert list(found["repeated"])[:2] == pytest.approx([1 / 5, 0.0])  # of the first's five 4-grams, one stood before

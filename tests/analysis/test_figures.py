@@ -330,6 +330,16 @@ def test_colours_can_be_seen_by_day_and_by_night(colour, page) -> None:
     assert (light + 0.05) / (dark + 0.05) >= 3
 
 
+def test_a_marker_of_letters_is_drawn_as_these_and_not_with_its_dollar_signs() -> None:
+    lettered = [registry.get_loss(name) for name in SHIPPED if str(registry.get_loss(name).marker).startswith("$")]
+    widest = {}
+    for loss in lettered:
+        low, high = look_of(loss.name).marker.get_extents().get_points()
+        assert low + high == pytest.approx([0, 0], abs=1e-6), "a marker stands on its point"
+        widest[loss.name] = (high - low)[0] / (high - low)[1]
+    assert len(lettered) > 20 and max(widest.values()) < 1.6, "three signs are twice as wide as high"
+
+
 def test_every_shipped_loss_has_a_look_of_its_own() -> None:
     without = [name for name in SHIPPED if not registry.get_loss(name).colour]
     assert not without, f"give register_loss a colour and a marker: {', '.join(without)}"
@@ -420,6 +430,17 @@ def test_hostile_names_are_drawn_as_text(synthetic) -> None:
         assert "<script" not in plot.inline_svg(svg, "x", name)
 
 
+def test_lines_of_a_picture_are_steps_that_add_up_to_its_points() -> None:
+    line = "M 1.04 2 \nL 3.26 2.51 \nL 3.06 0.4 \nL 3.1 0.4 \nM 5 5 \nL 5.5 5 \nz\n"
+    inline = plot.inline_svg(
+        f'<svg viewBox="0 0 9 9"><path d="{line}"/><path d="M 0.25 1.25 \nC 1 1 2 2 3 3 \nL 4 4 \n"/></svg>', "x", "y"
+    )
+    assert re.findall(r' d="([^"]*)"', inline) == [
+        "M1 2l2.3 .5-.2-2.1 0 0M5 5l.5 0z ",
+        "M 0.25 1.25 C 1 1 2 2 3 3 L 4 4 ",
+    ]
+
+
 def test_content_knows_only_what_it_may() -> None:
     allowed = {"types", "stats", "plot", "registry"}
     for path in (ROOT / "analysis").glob("*.py"):
@@ -433,7 +454,7 @@ def test_a_missing_number_is_not_drawn_as_zero() -> None:
     assert math.isnan(plot.estimate_columns(Estimate.missing())["value"])
 
 
-def test_a_model_stands_under_every_loss_and_what_is_not_stored_is_a_dash(drawn, frames) -> None:
+def test_a_model_stands_under_every_loss_whose_inputs_are_stored_and_the_others_are_named(drawn, frames) -> None:
     found = drawn["cross-loss"]
     data = found.data.set_index(["trained", "evaluated"])
     expected = frames["heldout"].merge(frames["runs"][["run", "title"]])
@@ -448,7 +469,8 @@ def test_a_model_stands_under_every_loss_and_what_is_not_stored_is_a_dash(drawn,
     texts = [t.get_text() for t in found.figure.axes[0].texts]
     not_stored = {"kl", "scores", "value", "collision", "entropy", "forward_kl"}
     unknown = [n for n in registry.list_losses() if registry.get_loss(n).needs & not_stored]
-    assert len(texts) == 6 * len(registry.list_losses()) and texts.count("–") == 6 * len(unknown)
+    assert len(texts) == 6 * (len(registry.list_losses()) - len(unknown)) and "–" not in texts
+    assert len(found.notes.partition("not stored: ")[2].split(", ")) == len(unknown) and "KTO" in found.notes
     shares = draw(registry.figures.get("cross-loss"), frames, metric="reward_accuracy").data["value"].dropna()
     assert shares.between(0, 1).all()
 

@@ -198,11 +198,12 @@ def test_a_pointer_and_the_arrow_keys_find_the_numbers(opened) -> None:
     picture = opened.find_element(By.CSS_SELECTOR, "[id$='-pass-rate'] .picture")
     tip = picture.find_element(By.CSS_SELECTOR, ".tip")
     opened.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", picture)
-    first = picture.find_element(By.CSS_SELECTOR, ".hints").get_attribute("textContent").splitlines()[0]
-    x, y, text = first.split(" ", 2)
+    points = "return pointsOf(arguments[0].querySelector('.hints').textContent)"
+    first = opened.execute_script(points, picture)[0]
+    text = first["text"]
     assert "[" in text and "n = 24" in text
     box = opened.execute_script("return arguments[0].querySelector('svg').getBoundingClientRect().toJSON()", picture)
-    across, down = box["x"] + int(x) / 1e4 * box["width"], box["y"] + int(y) / 1e4 * box["height"]
+    across, down = box["x"] + first["x"] * box["width"], box["y"] + first["y"] * box["height"]
     pointer = ActionChains(opened, duration=0)
     pointer.w3c_actions.pointer_action.move_to_location(int(across), int(down))
     pointer.perform()
@@ -225,9 +226,9 @@ def test_hints_stand_on_their_markers(opened) -> None:
     script = """
         const picture = document.querySelector("[id$='-pass-rate'] .picture"), svg = picture.querySelector("svg");
         const box = svg.getBoundingClientRect();
-        const lines = picture.querySelector(".hints").textContent.split("\\n");
-        const at = lines.filter((l) => l.includes("SimPO, default:")).map((l) => l.split(" ").slice(0, 2).map(Number))[0];
-        const here = [box.x + at[0] / 1e4 * box.width, box.y + at[1] / 1e4 * box.height];
+        const points = pointsOf(picture.querySelector(".hints").textContent);
+        const at = points.find(({ text }) => text.includes("SimPO, default:"));
+        const here = [box.x + at.x * box.width, box.y + at.y * box.height];
         const own = [...svg.querySelectorAll("[style]")].filter((e) => e.getAttribute("style").includes(arguments[0]));
         return Math.min(...own.map((e) => { const b = e.getBoundingClientRect();
             return Math.hypot(b.x + b.width / 2 - here[0], b.y + b.height / 2 - here[1]); }));"""
@@ -306,6 +307,20 @@ def test_chapters_are_folded_and_a_picture_is_drawn_when_it_comes_near(fresh) ->
     fresh.execute_script("arguments[0].focus()", picture)
     picture.send_keys(Keys.ARROW_RIGHT)
     assert "step 1:" in picture.find_element(By.CSS_SELECTOR, ".tip").text
+
+
+def test_answers_for_readers_without_scripts_are_no_elements_until_their_chapter_is_opened(fresh) -> None:
+    articles = "return document.querySelectorAll('.picked article').length"
+    assert fresh.execute_script(articles) == 0
+    script = """
+        const fold = document.querySelector("noscript").closest("details"), done = arguments[0];
+        document.addEventListener("drawn", () => done(fold.querySelectorAll(".picked article").length), { once: true });
+        fold.open = true;"""
+    assert fresh.execute_async_script(script) > 4
+    assert fresh.find_elements(By.TAG_NAME, "noscript") == []
+    fresh.refresh()
+    fresh.execute_script("dispatchEvent(new Event('beforeprint'))")
+    assert fresh.execute_script(articles) > 4, "paper has them"
 
 
 def test_an_undrawn_picture_has_the_size_of_the_drawn_one(fresh) -> None:

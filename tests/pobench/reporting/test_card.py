@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import numpy as np
@@ -91,6 +92,24 @@ def test_the_minutes_of_a_command_are_those_of_the_stored_runs(synthetic) -> Non
     assert "2 more seeds for A and B" in said(card)["Next"]
     assert "12 min of training" in said(card)["Next"]  # 2 (100 - 10) + 2 (300 - 20) s
     assert "A 1.5 min (n = 1 run) to B 4.7 min (n = 1 run)" in said(card)["Cost"]
+
+
+def test_times_on_unlike_parts_of_a_machine_are_not_ranked(synthetic) -> None:
+    made = world(synthetic, {"a": 0.3, "b": 0.1, "c": 0.2}, seeds=(1,))
+    half = {"device": "cpu", "threads": 1, "cores": 2, "jobs": 2}
+    of = {"a": half, "b": half, "c": {"device": "cpu", "threads": 2, "cores": 2, "jobs": 1}}
+    runs = made["runs"].assign(
+        seconds=made["runs"]["loss"].map({"a": 100.0, "b": 300.0, "c": 60.0}),
+        environment=made["runs"]["loss"].map(lambda loss: json.dumps(of.get(loss, half))),
+    )
+    alike = said(make_card(comparable_of(made, runs=runs[runs["loss"] != "c"])))["Cost"]
+    assert alike.startswith("Training one run on 1 of 2 cores, 2 jobs at a time: A 1.7 min (n = 1 run) to B 5.0 min")
+    apart = said(make_card(comparable_of(made, runs=runs)))["Cost"]
+    assert (
+        "on 1 of 2 cores, 2 jobs at a time, A 1.7 min (n = 1 run) to B 5.0 min (n = 1 run); on 2 cores, C 1.0 min"
+        in apart
+    )
+    assert "Times on unlike parts of a machine are not compared" in apart
 
 
 def test_losses_that_were_not_tuned_alike_have_no_verdict_and_are_tuned_first(synthetic) -> None:

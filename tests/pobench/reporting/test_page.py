@@ -11,6 +11,7 @@ import re
 import shutil
 import signal
 import subprocess
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -19,8 +20,9 @@ import pytest
 
 from pobench import registry
 from pobench.errors import PobenchError, UndrawnError
-from pobench.reporting import page
+from pobench.reporting import items, page, plot
 from pobench.reporting.items import build_item
+from pobench.reporting.run_facts import title_of
 from pobench.reporting.summary import summarise
 from pobench.results import metrics
 from pobench.results.arms import arms_of, score_of
@@ -422,17 +424,44 @@ def test_another_order_of_the_pairs_is_said_unless_more_epochs_are_the_reason(sy
         assert {finding.head for finding in summarise(comparable)} & {"Data order"} == heads
 
 
+def points_of(lines: str) -> Iterator[tuple[int, int, str]]:
+    """What `hint_lines` has packed, as the page's script reads it."""
+    x, y, words = 0, 0, ""
+    for line in lines.splitlines():
+        if line.startswith("="):
+            words = line[1:]
+        else:
+            across, down, text = line.split(" ", 2)
+            x, y = x + int(across), y + int(down)
+            yield x, y, words + text
+
+
+def test_hints_of_a_line_say_once_what_they_begin_with() -> None:
+    texts = ["DPO, loss, step 1: 2", "DPO, loss, step 2: 3", "B", "IPO a", "IPO b"]
+    hints = [plot.Hint(0.1 * n, 0.2 - 0.01 * n, text) for n, text in enumerate(texts)]
+    packed = items.hint_lines(hints)
+    assert packed.splitlines()[:3] == ["=DPO, loss, step ", "0 2000 1: 2", "1000 -100 2: 3"]
+    assert list(points_of(packed)) == [(1000 * n, 2000 - 100 * n, text) for n, text in enumerate(texts)]
+
+
 def test_hints_and_words_of_a_picture_carry_its_numbers(frames, whole) -> None:
     (comparable,) = split(ordered(frames))
     (kl,) = [item for item in section_of(comparable, ["kl"]).items if item.name == "kl"]
-    line = next(text for text in kl.hints.splitlines() if "SimPO, default:" in text)
-    x, y, said = line.split(" ", 2)
-    assert 0 < int(x) < 10_000 and 0 < int(y) < 10_000
+    x, y, said = next(point for point in points_of(kl.hints) if "SimPO, default:" in point[2])
+    assert 0 < x < 10_000 and 0 < y < 10_000
     simpo = next(arm for arm in arms_of(frames["runs"]) if arm.loss == "simpo")
     e = score_of(comparable.frames["scores"], simpo, "kl_winners")
     assert said == f"SimPO, default: {e.value:.3f} [{e.low:.3f}, {e.high:.3f}] n = {e.n}".replace("-", "−")
     assert said in str(kl.picture)  # what is seen, in words
-    assert any("DPO, loss, step 1: " in text for text in unpacked(read(whole)))
+    assert any("=DPO, loss, step \n" in text for text in unpacked(read(whole)))
+
+
+@pytest.mark.parametrize("name", ["mine", "later(dpo)", "dpo + mine"])
+def test_a_loss_or_modifier_that_is_not_registered_here_has_no_formula(frames, name) -> None:
+    runs = frames["runs"].assign(loss=frames["runs"]["loss"].replace("kto", name))
+    (comparable,) = split(ordered({**frames, "runs": runs}))
+    assert [one.label for one in page.formulas(comparable.home) if not one.known] == ["KTO"]
+    assert title_of(name) == (name, "a loss of the user's own", [])
 
 
 def test_the_environment_is_printed_and_differences_stay_visible(frames) -> None:
