@@ -150,15 +150,20 @@ class Store:
         return counted(rows) if COUNTED & set(columns) else rows
 
     def _beside(self, run: str, columns: Sequence[str] | None) -> pd.DataFrame:
-        return self._whole("benchmark_answers", "the benchmarks' answers", run, RunFolder.benchmark_answers)
+        return self._whole("benchmark_answers", "the benchmarks' answers", run, RunFolder.benchmark_answers, columns)
 
     def _steps(self, run: str, columns: Sequence[str] | None) -> pd.DataFrame:
-        return self._whole("steps", "the steps", run, RunFolder.steps)
+        return self._whole("steps", "the steps", run, RunFolder.steps, columns)
 
     def _whole(
-        self, frame: str, what: str, run: str, rows: Callable[[RunFolder], list[dict[str, Any]]]
+        self,
+        frame: str,
+        what: str,
+        run: str,
+        rows: Callable[[RunFolder], list[dict[str, Any]]],
+        columns: Sequence[str] | None,
     ) -> pd.DataFrame:
-        """The run's rows; none, with a sentence, where they are damaged."""
+        """The run's rows; none, with a sentence, where they are damaged. columns: None is all that a row has."""
         try:
             found = rows(RunFolder(self.root, run))
         except CorruptError as error:

@@ -21,7 +21,21 @@ from pobench.settings.schema import TrainConfig
 from pobench.types import Pair, SequenceLogps, TokenPair
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
-SCRIPTS = ("vs_trl", "against_trl", "scaling", "suite", "gpu", "page", "training_step", "two_processes", "answers", "first_hour")
+SCRIPTS = (
+    *("vs_trl", "against_trl", "scaling", "suite", "gpu", "page", "training_step", "two_processes"),
+    *("answers", "first_hour"),
+)
+    "vs_trl",
+    "against_trl",
+    "scaling",
+    "suite",
+    "gpu",
+    "page",
+    "training_step",
+    "two_processes",
+    "answers",
+    "first_hour",
+)
 
 
 def script(name: str) -> Any:
