@@ -48,6 +48,7 @@ Finite = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 UnitInterval = Annotated[float, Field(gt=0, le=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Steps = Annotated[int, Field(ge=1, le=10**9)]  # a number of optimiser steps
+StepsOrNone = Annotated[int, Field(ge=0, le=10**9)]  # likewise, or none
 FlipRate = Annotated[float, Field(ge=0, lt=0.5)]  # share of pairs with swapped labels; 0.5 leaves no information
 PositiveFlipRate = Annotated[float, Field(gt=0, lt=0.5)]
 Reduction = Literal["sum", "mean"]  # over the tokens of one response, never over a batch

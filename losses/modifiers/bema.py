@@ -19,15 +19,9 @@ Reward: the inner loss's, against the reference of that step.
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field
-
 from pobench.composed import Inner
 from pobench.registry import Move, register_modifier
-from pobench.types import LossOutput, NonNegative, Share, Steps
-
-Burn = Annotated[int, Field(ge=0, le=10**9)]  # a number of optimiser steps, or none
+from pobench.types import LossOutput, NonNegative, Share, Steps, StepsOrNone
 
 
 def moved(
@@ -87,7 +81,7 @@ def bema(
     loss: Inner,
     *,
     every: Steps = 400,
-    after: Burn = 0,
+    after: StepsOrNone = 0,
     ema_power: NonNegative = 0.5,
     bias_power: NonNegative = 0.2,
     lag: Steps = 10,

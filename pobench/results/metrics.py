@@ -344,13 +344,14 @@ class Scored(NamedTuple):
 
 
 def scored_sets(runs: pd.DataFrame, known: Collection[str] = ()) -> Iterator[Scored]:
-    """Every finished run, and every arm of several, whose name is not among `known`; arm by arm."""
-    finished = runs[runs["status"] == "finished"]
+    """Every finished run, and every arm of several, whose name is not among `known`; arm by arm. A start model that is not among
+    the runs, as nothing of it was asked for, is none."""
+    finished, there = runs[runs["status"] == "finished"], set(runs["run"])
     columns = finished.reindex(columns=["run", "start"])
     start_of = {str(run): start for run, start in zip(columns["run"], columns["start"], strict=True)}
     for arm in arms_of(finished, every_round=True):
         sets: list[tuple[str, tuple[str, ...]]] = [(run, (run,)) for run in arm.runs if run not in known]
         sets += [(arm.id, arm.runs)] if len(arm.runs) > 1 and arm.id not in known else []
         for name, members in sets:
-            starts = {str(start) for run in members if not pd.isna(start := start_of.get(run))}
+            starts = {str(start) for run in members if (start := start_of.get(run)) in there}
             yield Scored(name, members, None if arm.is_start else tuple(sorted(starts)))

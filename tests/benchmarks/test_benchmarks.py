@@ -25,17 +25,6 @@ SCRIPTS = (
     *("vs_trl", "against_trl", "scaling", "suite", "gpu", "page", "training_step", "two_processes"),
     *("answers", "first_hour"),
 )
-    "vs_trl",
-    "against_trl",
-    "scaling",
-    "suite",
-    "gpu",
-    "page",
-    "training_step",
-    "two_processes",
-    "answers",
-    "first_hour",
-)
 
 
 def script(name: str) -> Any:
