@@ -281,7 +281,8 @@ def test_a_telephone_scrolls_tables_and_pictures_not_the_page(opened) -> None:
 def test_print_shows_every_answer_and_no_navigation(opened) -> None:
     like(opened, "dark", media="print")
     seen = "return [...document.querySelectorAll(%r)].map((e) => e.checkVisibility({ contentVisibilityAuto: true }))"
-    assert all(opened.execute_script(seen % ".answers .text"))
+    # what a chapter shows without scripts is there shortly after it opens
+    WebDriverWait(opened, 60).until(lambda b: all(b.execute_script(seen % ".answers .text")))
     assert not any(opened.execute_script(seen % "nav, .downloads"))
     assert opened.execute_script("return getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     too_wide = """return [...document.querySelectorAll("table")].filter((t) => t.scrollWidth > innerWidth * 1.35)
