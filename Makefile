@@ -19,7 +19,6 @@ help:       ## list the targets
 
 run: $(VENV)/.installed       ## install, then train SimPO and DPO, evaluate them and write the report
 	$(BIN)/pobench run --losses simpo,dpo --setting smollm2 --parallel $(PARALLEL)
-	$(BIN)/pobench analyze
 
 report: $(VENV)/.installed    ## draw the report again from the stored runs
 	$(BIN)/pobench analyze

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import hashlib
 import importlib.util
 import json
@@ -517,7 +518,7 @@ def convert_gguf(gguf: Path, folder: Path, made_from: dict[str, Any]) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
-        with without_bars():
+        with without_bars(), _read_once():
             read: Any = AutoModelForCausalLM.from_pretrained(
                 gguf.parent,
                 gguf_file=gguf.name,
@@ -525,7 +526,7 @@ def convert_gguf(gguf: Path, folder: Path, made_from: dict[str, Any]) -> None:
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
             )
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     except (ImportError, ValueError, KeyError, TypeError, OSError) as error:
         raise PobenchError(f"{gguf.name} cannot be read as a GGUF model: {error}") from error
     model, loading_info = read
@@ -542,11 +543,28 @@ def convert_gguf(gguf: Path, folder: Path, made_from: dict[str, Any]) -> None:
     model.hf_quantizer = None
     model.is_quantized = False
     folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder)
+    with without_bars():
+        model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     kind = gguf.stem.rpartition(".")[2]
     note = f"weights dequantised from {kind}" if re.match(r"I?Q\d", kind) else "weights converted from GGUF"
     write_text(folder / ORIGIN_FILE, json.dumps({**made_from, "file": gguf.name, "note": note}, indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def _read_once() -> Iterator[None]:
+    """Inside, a GGUF file is read once. transformers reads it for the configuration, the tokenizer and the weights, entry by entry
+    of the vocabulary, and makes the table of tensors' names for every module: half of the time of a conversion."""
+    import gguf
+    from transformers import modeling_gguf_pytorch_utils as reading
+
+    own, bar = (gguf.GGUFReader, gguf.get_tensor_name_map), reading.tqdm
+    gguf.GGUFReader, gguf.get_tensor_name_map = map(functools.cache, own)
+    reading.tqdm = lambda tensors, **about: tensors  # a bar that no switch of transformers turns off
+    try:
+        yield
+    finally:
+        (gguf.GGUFReader, gguf.get_tensor_name_map), reading.tqdm = own, bar
 
 
 def _from_gguf_file(file: Path, sha256: str | None) -> Path:

