@@ -553,8 +553,8 @@ def convert_gguf(gguf: Path, folder: Path, made_from: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _read_once() -> Iterator[None]:
-    """Inside, a GGUF file is read once. transformers reads it for the configuration, the tokenizer and the weights, entry by entry
-    of the vocabulary, and makes the table of tensors' names for every module: half of the time of a conversion."""
+    """Inside, a GGUF file is read once. transformers reads it for the configuration, the tokenizer and the weights, entry by
+    entry of the vocabulary, and makes the table of tensors' names for every module: half of the time of a conversion."""
     import gguf
     from transformers import modeling_gguf_pytorch_utils as reading
 
