@@ -1,5 +1,4 @@
-"""TPO with IPO's square: of three answers, the best is learnt by its likelihood; between the others the difference of mean
-log-probabilities is regressed on a fixed target.
+"""TPO with IPO's square: the best of three answers is learnt by its likelihood, and the others' difference has a fixed target.
 
     loss = ( second / |second| - worst / |worst| - 1 / (2 * tau) )^2 - sft_weight * best
 

@@ -95,9 +95,9 @@ def corrupt_files(
     return faults
 
 
-def refuse_corrupt(folder: Path, files: Mapping[str, str]) -> None:
+def refuse_corrupt(folder: Path, files: Mapping[str, str], digest: Callable[[Path], str] = sha256_of) -> None:
     """Raises the first CorruptError of `corrupt_files`."""
-    for fault in corrupt_files(folder, files):
+    for fault in corrupt_files(folder, files, digest):
         raise fault
 
 

@@ -182,6 +182,10 @@ def version_of(package: str) -> str | None:
         return None
 
 
+# What an environment says of the share of its machine that a job had.
+PART_OF_A_MACHINE = ("threads", "cores", "jobs")
+
+
 def environment(accelerator: Any) -> dict[str, Any]:
     """Packages, device, processes and share of the machine of this run; no host name, no path, no key."""
     packages = ["pobench", "torch", "transformers", "accelerate", "datasets", "tokenizers", "numpy", "pandas", "scipy"]

@@ -265,7 +265,6 @@ def decoder(model: Any, stops: Sequence[int], decoding: Decoding) -> Iterator[De
         )
     was_training = model.training
     model.eval()
-    free = free_memory(model.device)  # what packed weights take is within the share that is left
 
     def decode(rows: Sequence[Sequence[int]], samples: Sequence[int]) -> list[list[int]]:
         room = _rows_at_once(model, max(map(len, rows)), decoding.max_new_tokens, free) or len(rows)
@@ -277,6 +276,7 @@ def decoder(model: Any, stops: Sequence[int], decoding: Decoding) -> Iterator[De
 
     try:
         with packed_layers(model):
+            free = free_memory(model.device)
             yield decode
     finally:
         model.train(was_training)

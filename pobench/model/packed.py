@@ -1,8 +1,9 @@
 """Weights in the order in which a processor's bf16 products read them.
 
 oneDNN reorders a plain weight within every product. Where a weight serves many products, one reordering is enough: those of
-SmolLM2-135M are a tenth faster with 600 rows, a quarter with 128 and a half with one. The sums are the same bits, or nothing is
-packed: `packs` tries it once. torch has these two operations for what it compiles; other code may call them as well.
+SmolLM2-135M are a tenth faster with 600 rows, a quarter with 128 and a half with one. The sums have been the same bits wherever
+they were compared; `packs` compares those of two layers' sizes, and where one differs nothing is packed. torch has these two
+operations for what it compiles; other code may call them as well.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from pobench.model.device import free_memory
 
 ROWS = 128  # for which oneDNN chooses the order; it serves every number of rows
 TRIED = (1, 5, 128, 600)  # rows
-LEAST_FREE = 3  # so many times a model's bytes must be free for a second, packed copy
+SIZES = ((384, 576), (192, 4096))  # (out, in) of a layer
+LEAST_FREE = 3  # so many times its bytes must be free for another copy of a model
 
 
 def pack(weight: Tensor) -> Tensor:
@@ -44,14 +46,23 @@ def packs() -> bool:
 
     try:
         with torch.inference_mode():
-            weight, bias = drawn(384, 576), drawn(384)
-            packed, inputs = pack(weight), [drawn(rows, 576) for rows in TRIED]
             plain = nn.functional.linear
-            return all(torch.equal(product(x, packed), plain(x, weight)) for x in inputs) and all(
-                torch.equal(product(x, packed, bias), plain(x, weight, bias)) for x in inputs
-            )
+            for out, size in SIZES:
+                weight, bias, inputs = drawn(out, size), drawn(out), [drawn(rows, size) for rows in TRIED]
+                packed = pack(weight)
+                if not all(
+                    torch.equal(product(x, packed, b), plain(x, weight, b)) for x in inputs for b in (None, bias)
+                ):
+                    return False
+            return True
     except (AttributeError, RuntimeError, TypeError):  # no such operations, or with other arguments
         return False
+
+
+def fits(size: int) -> bool:
+    """Whether the processor's memory has room for a copy of so many bytes."""
+    free = free_memory(torch.device("cpu"))
+    return free is not None and free >= LEAST_FREE * size
 
 
 @contextlib.contextmanager
@@ -59,8 +70,7 @@ def packed_layers(model: Any) -> Iterator[None]:
     """Inside, a model in bf16 on a processor computes its linear layers with packed weights, where memory suffices. No weight
     may change meanwhile."""
     layers = [module for module in model.modules() if _suits(module)]
-    held, free = sum(layer.weight.nbytes for layer in layers), free_memory(torch.device("cpu"))
-    if not layers or free is None or free < LEAST_FREE * held or not packs():
+    if not layers or not fits(sum(layer.weight.nbytes for layer in layers)) or not packs():
         yield
         return
     try:

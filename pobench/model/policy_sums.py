@@ -22,6 +22,7 @@ from pobench.model.flash import takes_flash
 from pobench.model.flex import takes_blocks
 from pobench.model.layouts import NOTHING, Batch, Layout, plan_step
 from pobench.model.logps import ResponseLogps
+from pobench.model.packed import fits
 from pobench.model.sharding import give_back, is_sharded
 from pobench.settings.schema import MICRO_TOKENS, LoopConfig
 from pobench.types import Group
@@ -99,14 +100,17 @@ class SumScorer:
 
     @torch.no_grad()
     def turns(self, groups: Sequence[Group], *, per_token: bool = False) -> Iterator[Turn]:
-        """Score this process's share of the groups, turn by turn. Every process has the same number of turns.
+        """Score this process's share of the groups, turn by turn, during which no weight may change. Every process has the same
+        number of turns.
 
         A turn without groups computes too: where weights are sharded over processes, all must join in every forward.
         """
         plan = self.plan(groups)
-        kept = self.accelerator.device.type == "cpu" and not is_sharded(self.policy)
+        narrow = 2 * sum(weight.numel() for weight in self.policy.parameters())  # bytes of a copy in bf16
+        kept = self.accelerator.device.type == "cpu" and not is_sharded(self.policy) and fits(narrow)
+        packed = kept and len(plan[0]) >= PACKED_FROM and fits(2 * narrow)
         try:
-            with self.policy.arithmetic.unchanged_weights(kept=kept, packed=kept and len(plan[0]) >= PACKED_FROM):
+            with self.policy.arithmetic.unchanged_weights(kept=kept, packed=packed):
                 for batches in zip(*plan, strict=True):
                     indices = batches[self.rank]
                     values = self._values_of([groups[i] for i in indices], per_token)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -41,9 +42,9 @@ class Arithmetic:
     def __init__(self) -> None:
         self.in_place = False
         self._narrow_weights: dict[int, Tensor] | None = None
-        self._packed: dict[tuple[int, int], Tensor] | None = (
-            None  # address and rows of such a weight → the same, packed
-        )
+        # address and rows of a weight that `weight` gives → the same, packed
+        self._packed: dict[tuple[int, int], Tensor] | None = None
+        self._packed_bytes: Counter[int] = Counter()  # address of a weight's memory → bytes of it that are packed
         self._last_cast: tuple[weakref.ref[Tensor], int, Tensor] | None = None  # the source, its version, the result
 
     def grad(self, weight: Tensor) -> Tensor | None:
@@ -58,12 +59,12 @@ class Arithmetic:
         costs little beside the products, and no process should hold all weights of a sharded model. packed: those of layers and
         head are packed too, which pays where more than a few micro-batches follow.
         """
-        before = self._narrow_weights, self._packed
-        self._narrow_weights, self._packed = {} if kept else None, {} if packed else None
+        before = self._narrow_weights, self._packed, self._packed_bytes
+        self._narrow_weights, self._packed, self._packed_bytes = {} if kept else None, {} if packed else None, Counter()
         try:
             yield
         finally:
-            self._narrow_weights, self._packed = before
+            self._narrow_weights, self._packed, self._packed_bytes = before
 
     def weight(self, weight: Tensor) -> Tensor:
         """The weight in the type of the product."""
@@ -78,8 +79,12 @@ class Arithmetic:
         """x @ weight.T. x: (tokens, in). weight: as `weight` gives it, or rows of that."""
         if self._packed is None or weight.dtype != torch.bfloat16 or not packs():
             return x @ weight.T
-        key = weight.data_ptr(), len(weight)
+        key, memory = (weight.data_ptr(), len(weight)), weight.untyped_storage()
         if key not in self._packed:
+            # nothing twice: the head may come in tiles of another size
+            if self._packed_bytes[memory.data_ptr()] + weight.nbytes > memory.nbytes():
+                return x @ weight.T
+            self._packed_bytes[memory.data_ptr()] += weight.nbytes
             self._packed[key] = pack(weight)
         return packed_product(x, self._packed[key])
 

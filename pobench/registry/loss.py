@@ -111,7 +111,12 @@ class Loss:
         for part in self.parts:
             if isinstance(part, Modifier) and part.moves is not None:  # there is one at most
                 moved = part.moves(step, **own_settings(part.name, settings))
-                return moved if isinstance(moved, Move) else Move(moved)
+                move = moved if isinstance(moved, Move) else Move(moved)
+                if (move.lead or move.restarts) and not part.leads_reference:
+                    raise PobenchError(
+                        f"{part.name}: its `moves` gave {move}; a lead needs `leads=True` where it is registered"
+                    )
+                return move if move.share or move.restarts else STILL
         return STILL
 
     def lacks(self, *inputs: Any) -> list[str]:

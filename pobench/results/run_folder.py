@@ -331,9 +331,12 @@ class RunFolder:
         for line in path.read_bytes().splitlines() if path.is_file() else ():
             try:
                 row = json.loads(line)
-                rows.append(unsealed(row if isinstance(row, dict) else {SEAL: None}, path))
-            except (ValueError, CorruptError):
+                row = unsealed(row if isinstance(row, dict) else {SEAL: None}, path)
+            except (ValueError, RecursionError, CorruptError):
                 break
+            if not isinstance(row.get("step"), int):
+                break
+            rows.append(row)
         return rows
 
 

@@ -249,9 +249,12 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
             break
     changed: dict[str, dict[str, Any]] = {}
     for line in lines[:-1]:  # behind the last end of a line stands nothing, or half of one
-        change = json.loads(line)
-        if change.pop("written") == values.get("written"):  # else of another command, which was killed
-            changed.setdefault(change.pop("place"), {}).update(change)
+        with contextlib.suppress(
+            ValueError, KeyError, TypeError, AttributeError
+        ):  # a damaged line tells of one job alone
+            change = json.loads(line)
+            if change.pop("written") == values.get("written"):  # else of another command, which was killed
+                changed.setdefault(change.pop("place"), {}).update(change)
     return values, changed
 
 

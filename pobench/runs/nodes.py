@@ -25,7 +25,7 @@ from pobench.runs.stage import Content, Node, Stage
 from pobench.runs.stages import answers, compare, density_ratio, reference, train
 from pobench.runs.task import Task, benchmarks_of
 from pobench.settings.job import Job, Round
-from pobench.sources import cache_folder
+from pobench.sources import cache_folder, file_digest
 from pobench.training.density_ratio import DensityRatios, about_density_ratio
 from pobench.training.reference import ReferenceSums, about_reference
 from pobench.training.token_inputs import by_token
@@ -293,7 +293,7 @@ class Layout:
         for folder in sorted(markers.keys() - read):
             try:
                 if (about := markers[folder](folder)) is not None:
-                    refuse_corrupt(folder, {about["file"]: about["sha256"]})
+                    refuse_corrupt(folder, {about["file"]: about["sha256"]}, file_digest)
             except CorruptError as error:
                 self.notes.append(f"{error}; it is set aside, and computed again when a run reads it")
                 self.damaged.append(folder)

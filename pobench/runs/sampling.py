@@ -83,10 +83,11 @@ class Sampling:
         """
         parts = sorted(self.out.parent.glob(f"{glob.escape(self.out.stem)}.samples.*-of-*.jsonl"))
         gathered = [self.file] if self.file.is_file() else []
-        by_key = {(s.id, s.sample): s for file in [*parts, *gathered] for s in _mended(file, self.origin)}
+        read = [_mended(file, self.origin) for file in [*parts, *gathered]]
+        by_key = {(s.id, s.sample): s for found, _ in read for s in found}
         place = {row["id"]: i for i, row in enumerate(self.rows)}
         samples = sorted(by_key.values(), key=lambda s: (place[s.id], s.sample))
-        if parts or not self.file.is_file():
+        if parts or not self.file.is_file() or any(damaged for _, damaged in read):
             lines = [{"samples_of": self.origin, "answers": len(samples)}, *(s._asdict() for s in samples)]
             write_text(self.file, "".join(_line(sealed(line)) for line in lines))
         for part in parts:
@@ -336,14 +337,15 @@ def line_faults(file: Path) -> list[CorruptError]:
         return [error]
 
 
-def _mended(file: Path, origin: Mapping[str, Any]) -> list[Sample]:
-    """The samples that can be used. Says what cannot; a file whose first line is damaged is set aside."""
+def _mended(file: Path, origin: Mapping[str, Any]) -> tuple[list[Sample], bool]:
+    """(the samples that can be used, whether some cannot). Says what cannot; a file whose first line is damaged is set
+    aside."""
     stored = _Stored.read(file)
     for fault in stored.faults:
         say(f"{fault}; what it lacks is drawn again")
     if stored.faults and not stored.origin:
         file.replace(file.with_name(f"{file.name}.damaged"))
-    return _of_origin(stored, file, origin)
+    return _of_origin(stored, file, origin), bool(stored.faults)
 
 
 def _of_origin(stored: _Stored, file: Path, origin: Mapping[str, Any]) -> list[Sample]:

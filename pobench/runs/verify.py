@@ -66,7 +66,7 @@ def verify(runs: Path, advance: Callable[[str], None] = lambda folder: None) -> 
         except CorruptError as error:
             faults.append(str(error))
     parts = sorted((cache_folder() / "reference").glob("*/part-*.safetensors"))
-    faults += [str(CorruptError(path, OTHER_BYTES)) for path in parts if not path.stem.endswith(sha256_of(path))]
+    faults += [str(fault) for path in parts if (fault := _part_fault(path))]
     faults += _samples(runs)
     for folder in sorted(runs.glob(f"*/{LOOKS}")):
         or_fault(faults, partial(stored_looks, runs, folder.parent.name))
@@ -90,12 +90,26 @@ def _of_cache() -> Iterator[tuple[Path, Callable[[Path], object]]]:
 def _unfinished(root: Path) -> list[str]:
     """One line for each damaged file from which an interrupted command goes on: of checkpoints and of shards."""
     faults: list[str] = []
-    for path in sorted(path for path in root.rglob("checkpoint-*") if path.is_dir()):
-        state = or_fault(faults, partial(checkpoint.about, path))
-        faults += map(str, corrupt_files(path, {} if state is None else state["files"]))
+    for path in sorted(root.rglob("checkpoint-*")):
+        if root.name != "sft" and not (path.parent / "config.yaml").is_file():  # another program's
+            continue
+        found: list[str] = []
+        state = or_fault(found, partial(checkpoint.about, path))
+        found += map(str, corrupt_files(path, {} if state is None else state["files"]))
+        faults += found if path.is_dir() else []  # else a command at work has removed it
     for path in sorted(root.rglob(".*.shards/*.json")):
-        or_fault(faults, partial(read_marker, path))
+        found = []
+        or_fault(found, partial(read_marker, path))
+        faults += found if path.is_file() else []
     return faults
+
+
+def _part_fault(part: Path) -> CorruptError | None:
+    """Of a file of unfinished reference sums, whose name holds its digest; a command at work may remove it."""
+    try:
+        return None if part.stem.endswith(sha256_of(part)) else CorruptError(part, OTHER_BYTES)
+    except FileNotFoundError:
+        return None
 
 
 def _samples(runs: Path) -> list[str]:

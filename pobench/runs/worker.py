@@ -14,12 +14,13 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import transformers
 
-from pobench.errors import PobenchError, reason_of
+from pobench.errors import CorruptError, PobenchError, reason_of
 from pobench.locks import HeldError, hold
-from pobench.model.device import environment
+from pobench.model.device import PART_OF_A_MACHINE, environment
 from pobench.printing import say
 from pobench.progress import standing
 from pobench.registry import load_plugin
@@ -93,11 +94,24 @@ def _keep_traceback(folder: RunFolder, error: Exception) -> None:
         say(traceback.format_exc())
 
 
+def _of_all_attempts(context: Context) -> dict[str, Any]:
+    """The environment of this attempt. What part of a machine the run had is left out where an earlier attempt, from whose
+    checkpoint it goes on, had another: the seconds of both are added up."""
+    now = environment(context.accelerator)
+    if not any(context.folder.path.glob("checkpoint-*")):
+        return now
+    with contextlib.suppress(CorruptError, OSError):
+        before = context.folder.read_json("environment.json")
+        if any(before.get(name) != now.get(name) for name in PART_OF_A_MACHINE):
+            return {name: value for name, value in now.items() if name not in PART_OF_A_MACHINE}
+    return now
+
+
 def _work(task: Task) -> None:
     context = Context(task)
     if "train" in task.stages and context.main:
         context.folder.path.mkdir(parents=True, exist_ok=True)
-        context.folder.write_json("environment.json", environment(context.accelerator))
+        context.folder.write_json("environment.json", _of_all_attempts(context))
     failed = _each_stage(context)
     context.release()
     if task.share.first and task.kind in ("start", "loss") and "train" not in task.stages:

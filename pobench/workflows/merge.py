@@ -24,6 +24,7 @@ from pobench.results.frame_files import is_frames
 from pobench.results.manifest import manifest
 from pobench.results.run_folder import RunFolder
 from pobench.runs.execute import LOCK, alone
+from pobench.runs.sampling import GATHERED
 from pobench.training import checkpoint
 from pobench.workflows.trials import TrialsMerge, merge_trials
 
@@ -145,6 +146,8 @@ def _pieces_in(root: Path, folder: Path) -> dict[str, Piece]:
         if marker.parent.suffix != ".damaged":
             node = f"{name}/{marker.parent.name}"
             pieces[node] = _marked(node, read_marker(marker), "model", "read")
+            if (samples := folder / f"pairs{GATHERED}").is_file():  # the answers that these pairs are made of
+                pieces[node] = pieces[node]._replace(entries=(f"{name}/{samples.name}", *pieces[node].entries))
     for path in sorted(folder.glob("benchmarks/**/manifest.json")):
         stored = f"{name}/{path.parent.relative_to(folder).as_posix()}"
         pieces[stored] = _benchmark(stored, manifest(path.parent))
@@ -297,7 +300,7 @@ def _point(into: Path, other: Path, run: str, *, forgive: bool) -> bool:
     known = ours.shown if ours.has("shown.json") else {}  # results are copied before it is said which of them are shown
     before = {stage: node for stage, node in known.items() if ours.node(node).finished}
     new = {stage: node for stage, node in theirs.shown.items() if stage not in before and theirs.node(node).finished}
-    if new:
+    if new or (theirs.has("shown.json") and not ours.has("shown.json")):
         ours.write_json("shown.json", {**known, **new})
     if forgive:
         ours.forgive()

@@ -123,5 +123,6 @@ def test_every_loss_says_what_it_is(name) -> None:
     loss = get_loss(name)
     assert loss.source.startswith("arXiv ") and loss.source.split()[1].rstrip(",") in loss.doc
     assert loss.formula.startswith("loss = ")
+    assert loss.doc.splitlines()[1] == "", "its first line is what lists print"
     assert loss.title != name
     assert get_loss(loss.title) is loss  # the printed title finds it

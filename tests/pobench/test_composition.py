@@ -12,7 +12,7 @@ from torch import Tensor
 import pobench.registry as registry
 from pobench.composition import folder_name, parse, split
 from pobench.errors import PobenchError, UnknownNameError
-from pobench.registry import STILL, get_loss, losses, register_modifier
+from pobench.registry import STILL, Move, get_loss, losses, register_modifier
 from pobench.runs.content import _source
 from pobench.runs.opponents import with_opponents
 from pobench.settings.faults import check_loss_settings
@@ -314,6 +314,21 @@ def test_a_modifier_says_what_is_wrong_with_its_signature(monkeypatch) -> None:
         register_modifier("dpo", source="here")(lambda loss: loss())
     with pytest.raises(PobenchError, match=r"moves: takes \(step, \*, share\)"):
         register_modifier("ema", source="here", moves=lambda step: 0.1)(lambda loss, *, share=0.1: loss())
+    with pytest.raises(PobenchError, match="leads: it says of `moves`"):
+        register_modifier("ema", source="here", leads=True)(lambda loss: loss())
+
+
+def test_a_reference_is_led_only_where_that_is_declared_and_stays_without_a_share(monkeypatch) -> None:
+    monkeypatch.setattr(registry.modifiers, "_items", dict(registry.modifiers._items))
+    monkeypatch.setattr(registry.modifiers, "_aliases", dict(registry.modifiers._aliases))
+    move = Move(share=0.5, lead=0.5)
+    register_modifier("t_undeclared", source="here", moves=lambda step: move)(lambda loss: loss())
+    with pytest.raises(PobenchError, match="t_undeclared: its `moves` gave .* a lead needs `leads=True`"):
+        get_loss("t_undeclared(dpo)").move_of_reference(1, {})
+    register_modifier("t_led", source="here", moves=lambda step: Move(lead=0.5) if step == 1 else move, leads=True)(
+        lambda loss: loss()
+    )
+    assert [get_loss("t_led(dpo)").move_of_reference(step, {}) for step in (1, 2)] == [STILL, move]
 
 
 def test_an_expression_describes_itself() -> None:

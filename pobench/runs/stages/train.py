@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pobench.errors import reason_of
-from pobench.registry import STILL, Loss, get_loss
+from pobench.registry import Loss, get_loss
 from pobench.runs.stage import Content, Stage
 from pobench.runs.stages import density_ratio
 from pobench.runs.stages.reference import TOKENS
@@ -179,7 +179,7 @@ def _density_ratios(context: Context) -> DensityRatios | None:
 
 def _how_it_moves(loss: Loss, job: Job, steps: int) -> str:
     """A sentence on a reference that moves. A move behind the last step changes nothing."""
-    moves = sum(loss.move_of_reference(step, job.loss_settings) != STILL for step in range(1, steps))
+    moves = sum(loss.move_of_reference(step, job.loss_settings).share > 0 for step in range(1, steps))
     if not moves:
         return f"its reference moves behind none of {steps} steps, so it trains as it would without; see {loss.name}'s settings"
     return f"its reference moves behind {moves} of {steps} steps, so a second model computes it in every step"

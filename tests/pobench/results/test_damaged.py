@@ -135,6 +135,8 @@ def test_the_steps_of_a_training_end_before_one_with_another_digit(store: Path) 
     assert [row["loss"] for row in folder.logged()] == [1.5, 2.5] and "seal" not in folder.logged()[0]
     (folder.path / "steps.jsonl").write_text('{"step": 1, "loss": 2}\n[1]\n')  # the first is of an earlier version
     assert folder.logged() == [{"step": 1, "loss": 2}]
+    (folder.path / "steps.jsonl").write_text('{"step": 1, "loss": 2}\n{}\n{"step": "two"}\n')
+    assert folder.logged() == [{"step": 1, "loss": 2}]
     assert [fault for fault in verify(store).faults if "steps.jsonl" in fault]
 
 
@@ -168,6 +170,8 @@ def test_what_an_interrupted_command_goes_on_from_is_checked(store: Path) -> Non
     weights.write_bytes(b"0123456789")
     state = {"step": 1, "content": "", "files": {weights.name: sha256_of(weights)}}
     (saved / "state.json").write_text(json.dumps({"state": state, "sha256": checkpoint._digest(state)}))
+    another_programs = store / "elsewhere" / "checkpoint-500"
+    another_programs.mkdir(parents=True)
     assert verify(store).faults == []
     for file in (part, weights, saved / "state.json"):
         content = file.read_bytes()

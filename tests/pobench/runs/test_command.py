@@ -206,6 +206,16 @@ def test_a_job_that_begins_or_ends_is_a_line_however_many_jobs_there_are(tmp_pat
         assert commands_below(tmp_path) == [now] and not changes.exists(), "written whole, it says the same"
         changes.write_text(json.dumps({"written": 1.0, "place": now.jobs[0].place, "state": "failed"}) + "\n")
         assert commands_below(tmp_path) == [now], "a line of a command before it, which was killed, is not taken"
+        place, other = now.jobs[0].place, now.jobs[1].place
+        written_at = json.loads(path.read_text())["written"]
+        lines = [
+            '{"place"',
+            "[]",
+            *(json.dumps({"written": written_at, "place": p, "state": "failed"}) for p in (place, other)),
+        ]
+        changes.write_text("\n".join(lines) + "\n")
+        (read,) = commands_below(tmp_path)
+        assert [job.state for job in read.jobs[:3]] == ["failed", "failed", "finished"], "a damaged line hides no other"
     assert written == [50, 50, 50] and not changes.exists()
     monkeypatch.setattr(command_module, "_stored", None)
     assert standing_of(last).name == "job 50 of 50", "its process need not read of all jobs"

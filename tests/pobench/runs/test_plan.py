@@ -167,6 +167,11 @@ def test_a_reference_in_every_step_is_a_run_of_its_own_and_only_where_a_loss_rea
     assert reference.sets_of(stored, "loss", ("train", "heldout")) == ["heldout", "pairs", "mismatched"]
 
 
+def test_taking_start_and_average_anew_is_no_move_of_the_reference(setting, tmp_path) -> None:
+    (job,) = resolve(str(tmp_path / "small.yaml"), "bema(dpo)", overrides={"bema.after": 2, "bema.every": 100})
+    assert "moves behind none of 9 steps" in _how_it_moves(get_loss(job.loss), job, 9)
+
+
 def test_a_reference_that_moves_is_computed_in_every_step_whatever_the_setting_says(setting, tmp_path) -> None:
     def jobs(**overrides: Any) -> list[Job]:
         changes = {k.replace("__", "."): v for k, v in overrides.items()}

@@ -52,6 +52,19 @@ def test_what_is_lacking_is_copied_and_what_is_there_stays(stores, pobench_cli) 
     assert again.copied == 0 and again.there == 8 and digests_of(a).keys() >= after.keys()
 
 
+def test_a_run_that_was_asked_for_its_training_alone_is_finished_in_both(stores) -> None:
+    a, b = stores
+    for run in ("tiny/dpo-bbbbbbbbbbbb",):
+        folder = RunFolder(b, run)
+        for node in folder.shown.values():
+            shutil.rmtree(folder.path / node)
+        folder.write_json("shown.json", {})
+    merge(a, b)
+    assert RunFolder(a, "tiny/dpo-bbbbbbbbbbbb").shown == {} and RunFolder(a, "tiny/dpo-bbbbbbbbbbbb").has("shown.json")
+    runs = load_frames(a)["runs"].set_index("loss")
+    assert runs.loc["dpo", "status"] == "finished"
+
+
 def test_results_of_one_name_that_differ_are_refused_all_at_once_and_nothing_is_written(stores) -> None:
     a, b = stores
     trained_run(b, "simpo-aaaaaaaaaaaa", weights="other")
