@@ -100,11 +100,12 @@ def _of_all_attempts(context: Context) -> dict[str, Any]:
     now = environment(context.accelerator)
     if not any(context.folder.path.glob("checkpoint-*")):
         return now
+    before: dict[str, Any] = {}
     with contextlib.suppress(CorruptError, OSError):
         before = context.folder.read_json("environment.json")
-        if any(before.get(name) != now.get(name) for name in PART_OF_A_MACHINE):
-            return {name: value for name, value in now.items() if name not in PART_OF_A_MACHINE}
-    return now
+    if all(before.get(name) == now.get(name) for name in PART_OF_A_MACHINE):
+        return now
+    return {name: value for name, value in now.items() if name not in PART_OF_A_MACHINE}
 
 
 def _work(task: Task) -> None:

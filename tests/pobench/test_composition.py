@@ -323,7 +323,7 @@ def test_a_reference_is_led_only_where_that_is_declared_and_stays_without_a_shar
     monkeypatch.setattr(registry.modifiers, "_aliases", dict(registry.modifiers._aliases))
     move = Move(share=0.5, lead=0.5)
     register_modifier("t_undeclared", source="here", moves=lambda step: move)(lambda loss: loss())
-    with pytest.raises(PobenchError, match="t_undeclared: its `moves` gave .* a lead needs `leads=True`"):
+    with pytest.raises(PobenchError, match=r"t_undeclared: its `moves` gave .* a lead needs `leads=True`"):
         get_loss("t_undeclared(dpo)").move_of_reference(1, {})
     register_modifier("t_led", source="here", moves=lambda step: Move(lead=0.5) if step == 1 else move, leads=True)(
         lambda loss: loss()
