@@ -68,7 +68,8 @@ def _default(kind: type[Section], key: str) -> str:
     field = kind.model_fields[key]
     if field.is_required() or field.validate_default or isinstance(field.default, BaseModel):
         return ""
-    return json.dumps(to_jsonable_python(field.default))
+    default = field.get_default(call_default_factory=True, validated_data={})  # that may depend on other keys
+    return json.dumps(to_jsonable_python(default))
 
 
 NUMBERS = {"integer": "whole number", "number": "number"}

@@ -235,8 +235,8 @@ class DataConfig(Section):
     It names the result of that stage alone."""
     max_length: int = Field(2048, ge=2, le=10**9)
     """Tokens of prompt and response, at most."""
-    max_prompt_length: Count = 1800
-    """Tokens of a prompt, at most."""
+    max_prompt_length: Count = Field(default_factory=lambda given: _longest_prompt(given.get("max_length", 2048)))
+    """Tokens of a prompt, at most. By itself 1800; as large a share of a `max_length` below 2048."""
     truncation: Literal["drop", "cut"] = "drop"
     """drop: a longer pair is a bad row. cut: the end of its prompt and the beginning of a response are kept."""
     on_bad_row: Literal["stop", "drop"] = "stop"
@@ -294,6 +294,11 @@ class DataConfig(Section):
         values = super().causes()
         unused = () if self.sources else ("sources", "stopping")
         return {k: v for k, v in values.items() if k not in unused and (k, v) != ("pairs_from", "best_worst")}
+
+
+def _longest_prompt(max_length: int) -> int:
+    """1,800 tokens of 2,048, as in the SimPO repository; as large a share of fewer, with room for two tokens of a response."""
+    return max(1, min(1800, 1800 * max_length // 2048, max_length - 2))
 
 
 def _module_names(value: Any) -> Any:

@@ -9,6 +9,7 @@ import pytest
 from pobench.errors import PobenchError
 from pobench.settings.read import read_setting
 from pobench.settings.resolve import parse_overrides, resolve, section_of
+from pobench.settings.schema import DataConfig
 
 SETTING = """\
 name: mine
@@ -215,3 +216,17 @@ def test_comments_are_the_sources_of_values(setting) -> None:
         "losses.simpo.beta": "a paper, Table 4",
         "losses.simpo.lr": "a paper, Table 5",
     }
+
+
+@pytest.mark.parametrize(
+    ("given", "longest"),
+    [
+        ({}, 1800),
+        ({"max_length": 1024}, 900),
+        ({"max_length": 8192}, 1800),
+        ({"max_length": 4}, 2),
+        ({"max_length": 64, "max_prompt_length": 9}, 9),
+    ],
+)
+def test_a_prompt_has_its_share_of_a_short_length_unless_the_setting_says_more(given, longest) -> None:
+    assert DataConfig(source="pairs.jsonl", **given).max_prompt_length == longest
