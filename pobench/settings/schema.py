@@ -268,6 +268,14 @@ class DataConfig(Section):
             raise ValueError("`data.sources` names several data sets; it stands in each of them")
         return value
 
+    @field_validator("max_prompt_length")
+    @classmethod
+    def _leaves_room(cls, longest: int, info: ValidationInfo) -> int:
+        whole = info.data.get("max_length")
+        if whole is not None and longest >= whole - 1:
+            raise ValueError(f"at most {whole - 2}: of data.max_length, {whole}, two tokens are left for the response")
+        return longest
+
     @property
     def parts(self) -> list[SourceConfig]:
         """The sources; a single one has no name."""

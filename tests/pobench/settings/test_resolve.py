@@ -230,3 +230,8 @@ def test_comments_are_the_sources_of_values(setting) -> None:
 )
 def test_a_prompt_has_its_share_of_a_short_length_unless_the_setting_says_more(given, longest) -> None:
     assert DataConfig(source="pairs.jsonl", **given).max_prompt_length == longest
+
+
+def test_a_prompt_that_leaves_no_room_for_a_response_is_a_fault_of_the_setting() -> None:
+    with pytest.raises(PobenchError, match=r"data.max_prompt_length.* at most 62: of data.max_length, 64, two tokens"):
+        resolve("tiny", "dpo", overrides={"data.max_length": 64, "data.max_prompt_length": 63})
