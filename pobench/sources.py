@@ -558,13 +558,16 @@ def _read_once() -> Iterator[None]:
     import gguf
     from transformers import modeling_gguf_pytorch_utils as reading
 
-    own, bar = (gguf.GGUFReader, gguf.get_tensor_name_map), reading.tqdm
-    gguf.GGUFReader, gguf.get_tensor_name_map = map(functools.cache, own)
-    reading.tqdm = lambda tensors, **about: tensors  # a bar that no switch of transformers turns off
-    try:
+    once: list[tuple[Any, str, Any]] = [
+        (gguf, "GGUFReader", functools.cache(gguf.GGUFReader)),
+        (gguf, "get_tensor_name_map", functools.cache(gguf.get_tensor_name_map)),
+        (reading, "tqdm", lambda tensors, **about: tensors),  # a bar that no switch of transformers turns off
+    ]
+    with contextlib.ExitStack() as afterwards:
+        for module, name, function in once:
+            afterwards.callback(setattr, module, name, getattr(module, name))
+            setattr(module, name, function)
         yield
-    finally:
-        (gguf.GGUFReader, gguf.get_tensor_name_map), reading.tqdm = own, bar
 
 
 def _from_gguf_file(file: Path, sha256: str | None) -> Path:
