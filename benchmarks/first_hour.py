@@ -243,7 +243,7 @@ def walk(folder: Path, setting: str, installed: bool, keep: Callable[[dict[str, 
     if whole and all(take(step, clone) for step in steps_of(setting)):
         result["site"] = opened(clone / "site")
     else:
-        say(f"the path ends here; the last lines of {log}:")
+        say("the path ends here; the last lines that were printed:")
         say("\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-20:]))
     keep(result)
     return result

@@ -208,7 +208,7 @@ _RUNS = Frame(
             "environment",
             "JSON",
             "",
-            "versions, machine, devices, threads, and how many jobs it had at a time",
+            "versions, machine, devices, threads and cores, and how many jobs the machine had at a time",
             measured=True,
         ),
         Column("sources", "JSON", "", "setting → where its value comes from"),

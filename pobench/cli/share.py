@@ -41,7 +41,7 @@ def share(
     from pobench.workflows.share import share as write
 
     load_plugins(plugin)
-    refuse_foreign(to)  # before all runs are read
+    refuse_foreign(to, read=False)  # before all runs are read
     frames = open_frames(runs, setting)
     index, complete = drawn(lambda: write(runs, to, setting, address=url, frames=frames))
     if not is_address(runs):  # a shared report was looked at

@@ -223,8 +223,8 @@ def _frames_of(frames: Mapping[str, pd.DataFrame], runs: pd.DataFrame, seed: int
 
 
 def scores_of_arms(frames: Frames, runs: Set[str] | None = None) -> pd.DataFrame:
-    """The frame `scores` of every run, and of the arms of these runs. None: of every arm; those of several runs take a
-    bootstrap each."""
+    """The frame `scores`: the rows of every run, and those of the arms that hold one of these runs (None: of all arms). Each
+    arm of several runs takes a bootstrap, so fewer arms take less time."""
     rows = frames.rows("scores")
     if runs is None or rows is None:
         return frames["scores"]

@@ -344,8 +344,8 @@ class Scored(NamedTuple):
 
 
 def scored_sets(runs: pd.DataFrame, known: Collection[str] = ()) -> Iterator[Scored]:
-    """Every finished run, and every arm of several, whose name is not among `known`; arm by arm. A start model that is not
-    among the runs, as nothing of it was asked for, is none."""
+    """Every finished run, and every arm of several, whose name is not among `known`; arm by arm. A start model of
+    which no run is stored does not count as one."""
     finished, there = runs[runs["status"] == "finished"], set(runs["run"])
     columns = finished.reindex(columns=["run", "start"])
     start_of = {str(run): start for run, start in zip(columns["run"], columns["start"], strict=True)}

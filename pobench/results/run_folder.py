@@ -258,7 +258,7 @@ class RunFolder:
 
     @property
     def unread(self) -> list[CorruptError]:
-        """One error for each small file that is not what was written, and that a run is a run without."""
+        """One error for each file beside the results that is not what was written, and without which a run is still one."""
         faults = []
         for name in ("environment.json", "scores.json", "failed.json"):
             try:

@@ -130,7 +130,7 @@ def _gone(runs: Path) -> list[str]:
 
 
 def _unread(folder: RunFolder) -> list[str]:
-    """One line for each small file of a run that has no digest and cannot be read."""
+    """One line for each file of a run that no marker lists and that is not what was written."""
     faults: list[str] = []
     or_fault(faults, lambda: folder.config)
     or_fault(faults, lambda: folder.shown)

@@ -28,10 +28,9 @@ from pobench.runs.sampling import GATHERED
 from pobench.training import checkpoint
 from pobench.workflows.trials import TrialsMerge, merge_trials
 
-DERIVED = {
-    "score.json",
-    "config.yaml",
-}  # of a benchmark: computed from the verdicts beside it, or no cause; they may differ
+# Files of a benchmark that may differ between two stores: a score is computed from the verdicts beside it, and a configuration
+# is no cause of them.
+DERIVED = {"score.json", "config.yaml"}
 
 
 class Piece(NamedTuple):

@@ -149,8 +149,9 @@ def web_address(text: str) -> str:
     return text.removesuffix("index.html").rstrip("/") + "/"
 
 
-def refuse_foreign(out: Path) -> None:
-    """Raises PobenchError where `out` is there and holds anything that `share` did not write, or that was changed since."""
+def refuse_foreign(out: Path, *, read: bool = True) -> None:
+    """Raises PobenchError where `out` is there and holds anything that `share` did not write, or, where its files are read,
+    that was changed since."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     folder = SiteFolder(out)
@@ -161,7 +162,8 @@ def refuse_foreign(out: Path) -> None:
     written = folder.about.get("files")
     present = {path.relative_to(out).as_posix() for path in out.rglob("*") if not path.is_dir()} - {SiteFolder.marker}
     foreign = sorted(present - set(written if isinstance(written, dict) else ()))
-    foreign += [error.path.relative_to(out).as_posix() for error in folder.faults() if error.path.is_file()]
+    faults = folder.faults() if read else []
+    foreign += [error.path.relative_to(out).as_posix() for error in faults if error.path.is_file()]
     if foreign:
         first = ", ".join(map(repr, foreign[:5])) + (f" and {len(foreign) - 5} more" if foreign[5:] else "")
         raise PobenchError(
