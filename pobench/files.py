@@ -88,10 +88,12 @@ def corrupt_files(
     faults = []
     for name, expected in files.items():
         path = folder / name
-        if not path.is_file():
-            faults.append(CorruptError(path, "the file is gone"))
-        elif digest(path) != expected:
-            faults.append(CorruptError(path, OTHER_BYTES))
+        try:
+            fault = "" if digest(path) == expected else OTHER_BYTES
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):  # a command at work may remove it now
+            fault = "the file is gone"
+        if fault:
+            faults.append(CorruptError(path, fault))
     return faults
 
 

@@ -3,13 +3,13 @@ reference sums."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from pobench.errors import CorruptError, or_fault
-from pobench.files import OTHER_BYTES, corrupt_files, listed_files, read_marker, sha256_of
+from pobench.files import corrupt_files, listed_files, read_marker
 from pobench.results.earlier_looks import FOLDER as LOOKS
 from pobench.results.earlier_looks import stored_looks
 from pobench.results.run_folder import NODE_NAME, RunFolder, run_names
@@ -66,7 +66,9 @@ def verify(runs: Path, advance: Callable[[str], None] = lambda folder: None) -> 
         except CorruptError as error:
             faults.append(str(error))
     parts = sorted((cache_folder() / "reference").glob("*/part-*.safetensors"))
-    faults += [str(fault) for path in parts if (fault := _part_fault(path))]
+    for part in parts:  # the name holds the digest
+        found = corrupt_files(part.parent, {part.name: part.stem.removeprefix("part-")})
+        faults += _of_what_stands(part, map(str, found))
     faults += _samples(runs)
     for folder in sorted(runs.glob(f"*/{LOOKS}")):
         or_fault(faults, partial(stored_looks, runs, folder.parent.name))
@@ -96,20 +98,17 @@ def _unfinished(root: Path) -> list[str]:
         found: list[str] = []
         state = or_fault(found, partial(checkpoint.about, path))
         found += map(str, corrupt_files(path, {} if state is None else state["files"]))
-        faults += found if path.is_dir() else []  # else a command at work has removed it
+        faults += _of_what_stands(path, found)
     for path in sorted(root.rglob(".*.shards/*.json")):
         found = []
         or_fault(found, partial(read_marker, path))
-        faults += found if path.is_file() else []
+        faults += _of_what_stands(path, found)
     return faults
 
 
-def _part_fault(part: Path) -> CorruptError | None:
-    """Of a file of unfinished reference sums, whose name holds its digest; a command at work may remove it."""
-    try:
-        return None if part.stem.endswith(sha256_of(part)) else CorruptError(part, OTHER_BYTES)
-    except FileNotFoundError:
-        return None
+def _of_what_stands(path: Path, faults: Iterable[str]) -> list[str]:
+    """The faults of a file or folder; none where a command at work has removed it."""
+    return [*faults] if path.exists() else []
 
 
 def _samples(runs: Path) -> list[str]:

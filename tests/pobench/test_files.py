@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 
-from pobench.files import nan_as_null, whole, write_json
+from pobench.errors import CorruptError
+from pobench.files import corrupt_files, nan_as_null, sha256_of, whole, write_json
 
 
 def test_nan_is_null_wherever_it_stands_and_nothing_else_is_changed() -> None:
@@ -28,3 +30,15 @@ def test_a_file_that_fails_on_the_way_leaves_the_old_one_and_no_rest(tmp_path) -
         partial.write_text("half")
         raise RuntimeError
     assert [p.name for p in tmp_path.iterdir()] == ["a"] and (tmp_path / "a").read_text() == "old"
+
+
+def test_a_file_that_is_removed_while_it_is_checked_is_gone(tmp_path: Path) -> None:
+    (tmp_path / "there").write_bytes(b"1")
+
+    def removed(path: Path) -> str:
+        path.unlink()
+        return sha256_of(path)
+
+    assert [str(fault) for fault in corrupt_files(tmp_path, {"there": "0" * 64}, removed)] == [
+        str(CorruptError(tmp_path / "there", "the file is gone"))
+    ]
