@@ -38,6 +38,9 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 MOST_TOKENS = 32_768
 SHARE = 0.8  # of the free memory, for a batch's cache and arithmetic
 LEAST_SHARED = 8  # tokens that prompts begin with alike, from which on these are read apart
+# The share of a batch's rows that has ended when the others close up: small where few rows of the cache are copied for it, but
+# every number of rows has kernels of its own.
+ENDED, ENDED_OF_COPIED = 1 / 64, 1 / 8
 _NUCLEUS = 1024  # most likely tokens; the whole vocabulary is sorted only if these do not reach top_p
 
 
@@ -300,6 +303,7 @@ def _decode(
         draws = [_draws(decoding.seed, sample, row, count) for row, sample in zip(rows, samples, strict=True)]
         uniform = torch.as_tensor(np.stack(draws), dtype=torch.float32, device=device)  # (rows, count) in [0, 1)
     cache, logits, mask, position = _read(model, rows, count)
+    share = ENDED if _moves_few(cache) else ENDED_OF_COPIED
     alive = torch.arange(len(rows), device=device)  # which row of the input each row of the batch is
     ended = torch.zeros(len(rows), dtype=torch.bool, device=device)
     responses = torch.full((len(rows), count), -1, device=device)
@@ -318,15 +322,22 @@ def _decode(
         left = int((~ended).sum())
         if left == 0 or step == count - 1:
             break
-        # Shrinking copies the cache, so it waits until an eighth of the rows has ended.
-        if left <= len(ended) * 7 // 8:
-            keep = (~ended).nonzero().squeeze(-1)
+        if len(ended) - left >= share * len(ended):
+            keep = _closed_up(ended)
             _keep(cache, keep)
             alive, mask, position, token, ended = alive[keep], mask[keep], position[keep], token[keep], ended[keep]
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=-1)
         position = position + 1
         logits = _forward(model, cache, token[:, None], mask, position)
     return [[t for t in row if t >= 0] for row in responses.tolist()]
+
+
+def _closed_up(ended: Tensor) -> Tensor:
+    """(rows left,) the row that each of them is now. It keeps its place, or takes that of one that has ended, so few move."""
+    left = int((~ended).sum())
+    source = torch.arange(left, device=ended.device)
+    source[ended[:left]] = (~ended[left:]).nonzero().squeeze(-1) + left
+    return source
 
 
 def _read(model: Any, rows: Sequence[Sequence[int]], count: int) -> tuple[Any, Tensor, Tensor, Tensor]:
@@ -407,6 +418,13 @@ def _holds_keys_alone(cache: Any) -> bool:
     from pobench.model.roomy_cache import RoomyLayer
 
     return bool(cache.layers) and all(type(layer) in (RoomyLayer, StaticLayer) for layer in cache.layers)
+
+
+def _moves_few(cache: Any) -> bool:
+    """Whether all layers copy only the rows that change their places."""
+    from pobench.model.roomy_cache import RoomyLayer
+
+    return bool(cache.layers) and all(type(layer) is RoomyLayer for layer in cache.layers)
 
 
 def _keep(cache: Any, rows: Tensor) -> None:

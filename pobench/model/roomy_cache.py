@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
@@ -33,9 +34,19 @@ class RoomyLayer(DynamicLayer):
         return self._filled
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep these rows alone; they may repeat."""
+        """Keep these rows alone; they may repeat. Where every row keeps its place, or takes that of one that is not kept, only
+        these are copied."""
         filled = self.get_seq_length()
         if self.room is None or not filled:
+            return
+        left = len(indices)
+        moved = (indices != torch.arange(left, device=indices.device)).nonzero().squeeze(-1)
+        sources = indices[moved]
+        if bool((sources >= left).all()):
+            for room in self.room:
+                room[moved, :, :filled] = room[sources, :, :filled]
+            self.room = self.room[0][:left], self.room[1][:left]
+            self.keys, self.values = (room[:, :, :filled] for room in self.room)
             return
         kept = tuple(states[indices] for states in self._filled)
         self.room = self._made_room(kept, self.room[0].shape[-2], kept)

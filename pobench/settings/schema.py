@@ -28,7 +28,7 @@ from pydantic_core import PydanticKnownError
 from pobench.errors import nearest
 from pobench.files import name_fault
 
-ANSWERED_TOGETHER = 128  # prompts, by default; fewer where memory is short
+ANSWERED_TOGETHER = 256  # prompts, by default; fewer where memory is short
 MICRO_TOKENS = 2048  # of a micro-batch by default, and of evaluation when the setting says `auto`
 
 

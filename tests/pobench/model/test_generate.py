@@ -23,6 +23,7 @@ from pobench.model.generate import (
     stop_tokens,
 )
 from pobench.model.load import load_model
+from pobench.model.roomy_cache import RoomyLayer
 
 
 @given(st.lists(st.integers(1, 40_000), max_size=60), st.integers(1, 8))
@@ -150,6 +151,29 @@ def test_every_prompt_keeps_a_token_behind_what_all_begin_with(prompts) -> None:
     assert all(prompt[:begins] == prompts[0][:begins] and len(prompt) > begins for prompt in prompts)
     if len(prompts) > 1 and min(map(len, prompts)) > begins + 1:
         assert len({prompt[begins] for prompt in prompts}) > 1  # it ends where they differ
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=40).filter(lambda ended: not all(ended)))
+def test_rows_that_are_left_keep_their_places_or_take_those_of_rows_that_have_ended(ended) -> None:
+    source = generation._closed_up(torch.tensor(ended)).tolist()
+    assert sorted(source) == [row for row, over in enumerate(ended) if not over]
+    assert all(row == place or row >= len(source) for place, row in enumerate(source))
+    one, other = RoomyLayer(9), RoomyLayer(9)
+    for layer in (one, other):
+        layer.update(*torch.arange(len(ended) * 2 * 2 * 3 * 5.0).reshape(2, len(ended), 2, 3, 5))
+        layer.update(*torch.ones(2, len(ended), 2, 1, 5))
+    kept = [states[source] for states in (one.keys, one.values)]
+    one.batch_select_indices(torch.tensor(source, dtype=torch.long))
+    assert all(map(torch.equal, (one.keys, one.values), kept))
+    further = torch.full((2, len(source), 2, 1, 5), 7.0)
+    assert all(
+        torch.equal(t[:, :, :4], k) and bool((t[:, :, 4:] == 7).all())
+        for t, k in zip(one.update(*further), kept, strict=True)
+    )
+    back = torch.tensor([0, 0, *range(len(ended))])  # in another order, and a row twice: all are copied
+    kept = [states[back] for states in (other.keys, other.values)]
+    other.batch_select_indices(back)
+    assert all(map(torch.equal, (other.keys, other.values), kept))
 
 
 def test_skipped_answers_are_left_out_and_the_rest_stays(model):
