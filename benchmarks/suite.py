@@ -14,6 +14,7 @@ without one. KTO's mismatched pairs and the start of trainers are not counted fo
 from __future__ import annotations
 
 import argparse
+import gc
 import statistics
 import tempfile
 from collections.abc import Sequence
@@ -137,6 +138,7 @@ def summary(rounds: Sequence[Round], trials: Sequence[dict[str, Any]], pairs: in
 
 def run_suite(works: Sequence[Work]) -> dict[str, Any]:
     """Every work, one after the other, in this process. reference_passes: sequences computed, over distinct sequences."""
+    gc.freeze()  # as every worker of pobench does, so that no training searches all that was imported for garbage
     runs = {work.loss: run_pobench(work) for work in works}
     distinct = distinct_sequences(Path(works[0].place) / "reference")
     return {
