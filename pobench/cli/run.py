@@ -195,6 +195,8 @@ def _run_jobs(work: _Work, where: Any, detach: bool) -> tuple[Any, list[Any]]:
         return execute(plan, executor=where, detach=detach, announce=announce)
 
     with continuing(where):
+        if not detach:
+            where.expect(work.jobs)
         return plan_and_execute(work.plan, run_plan)
 
 

@@ -87,6 +87,8 @@ def study_(
     )
     where = parse_executor(faults, executor, executor_set, parallel, detach)
     raise_faults(faults)
+    if not (dry_run or detach):
+        where.expect(jobs)
     plans = make_plans(jobs, runs, study.every_stage, plugins, dry=dry_run)
     if dry_run:
         described = describe_study(study, plans)

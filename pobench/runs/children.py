@@ -36,14 +36,31 @@ _here = threading.local()
 
 
 # ---------------------------------------------------------------- in the command
+def start_server(preload: Sequence[str]) -> None:
+    """Let the server begin, whose imports take seconds, so that the command can do something else meanwhile."""
+    _context(preload)
+    _ensure_server()
+
+
+def _context(preload: Sequence[str]) -> Any:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pobench.runs.fork_server", *preload, "pobench.runs.fork_server_ready"])
+    return context
+
+
+def _ensure_server() -> None:
+    resource_tracker.ensure_running()  # it unblocks signals
+    with leaving.blocked():
+        forkserver.ensure_running()  # which inherits that they are
+
+
 def run_each(function: Callable[..., int], each: Sequence[tuple[Any, ...]], preload: Sequence[str]) -> int:
     """Run the function with each of the arguments, at one time, in a child each. preload: modules that the server imports.
 
     Returns the status of the first, or that of another one that fails, `SERVER_GONE` where the server was killed; then all end.
     Raises Leave where the system asks this process to leave; the children then have the time that they need for a checkpoint.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pobench.runs.fork_server", *preload, "pobench.runs.fork_server_ready"])
+    context = _context(preload)
     children: list[BaseProcess] = []
     asked = False
     try:
@@ -85,9 +102,7 @@ def _start(context: Any, function: Callable[..., int], arguments: tuple[Any, ...
         leaving.leave_if_asked()
         if event.is_set():
             raise leaving.Leave
-        resource_tracker.ensure_running()  # it unblocks signals
-        with leaving.blocked():
-            forkserver.ensure_running()  # which inherits that they are
+        _ensure_server()
         child: BaseProcess = context.Process(target=_begin, args=(reader, function, arguments))
         child.start()
         with leaving.blocked():

@@ -19,7 +19,7 @@ from pobench.printing import say
 from pobench.results.run_folder import RunFolder
 from pobench.runs import rehearsal
 from pobench.runs.children import SERVER_GONE as SERVER_GONE
-from pobench.runs.children import run_each
+from pobench.runs.children import run_each, start_server
 from pobench.runs.command import Writing, command_file
 from pobench.runs.executor import Executor, make_executor
 from pobench.runs.jobs import note_shared
@@ -30,6 +30,7 @@ from pobench.runs.processes import ended_file
 from pobench.runs.stages import BY_NAME, DEFAULT
 from pobench.runs.task import Task
 from pobench.runs.worker import run
+from pobench.settings.job import Job
 from pobench.settings.resolve import resolve
 from pobench.shards import Share, forget_claims
 from pobench.training.leaving import INTERRUPTED
@@ -222,9 +223,20 @@ def why_failed(task: Task, status: int) -> str | None:
 def _fork(*tasks: Task) -> int:
     """Run the tasks at one time, each in a child. Returns the status of the first task, or that of another one that fails; then
     all end."""
-    # If the checks before the plan have imported the slow ones, every child needs them too, and would take seconds to do so.
-    preload = [__name__, *(name for name in SLOW_IMPORTS if name in sys.modules)]
-    return run_each(_in_child, [(task, environment()) for task in tasks], preload)
+    return run_each(_in_child, [(task, environment()) for task in tasks], _imported_once())
+
+
+def _imported_once() -> list[str]:
+    """What the server imports that forks the children. If the checks before the plan have imported the slow ones, every child
+    needs them too, and would take seconds to do so."""
+    return [__name__, *(name for name in SLOW_IMPORTS if name in sys.modules)]
+
+
+def expect_tasks(jobs: Sequence[Job]) -> None:
+    """Called before a plan is made of the jobs: the server that forks their processes imports while that is done. Not where
+    benchmarks may want more of it than is known by then."""
+    if process_count() == 1 and not any(job.benchmarks for job in jobs):
+        start_server(_imported_once())
 
 
 def _in_child(task: Task, variables: dict[str, str]) -> int:

@@ -12,6 +12,7 @@ from pobench.errors import PobenchError
 from pobench.registry import executors
 from pobench.runs.task import Task
 from pobench.settings.faults import explain
+from pobench.settings.job import Job
 
 Ended = Callable[[Task, str | None], None]  # gets a task that has ended, and why it failed, or None
 
@@ -26,6 +27,9 @@ class Executor(BaseModel):
     def faults(self, detach: bool) -> list[str]:
         """What this machine lacks for it. detach: whether the command is to end before the jobs."""
         return []
+
+    def expect(self, jobs: Sequence[Job]) -> None:
+        """Called before a plan is made of the jobs, which takes seconds: what is slow to begin may begin meanwhile."""
 
     def begin(self, tasks: Sequence[Task], announce: Callable[[str], None], ended: Ended) -> None:
         """What is done while no other command is at work in the folders of the tasks. announce: takes a sentence for each

@@ -14,11 +14,12 @@ from pobench.errors import PobenchError
 from pobench.registry import register_executor
 from pobench.results.run_folder import RunFolder
 from pobench.runs.edges import lacking, ready, stages_of
-from pobench.runs.execute import do_task
+from pobench.runs.execute import do_task, expect_tasks
 from pobench.runs.executor import Ended, Executor
 from pobench.runs.jobs import under_way
 from pobench.runs.pool import lives, now, pool, run_alone
 from pobench.runs.task import Task
+from pobench.settings.job import Job
 
 
 @register_executor("local")
@@ -27,6 +28,9 @@ class Local(Executor):
     cores. A job that outlives its command is a whole command (`pobench.runs.detached`); its id is `<host>:<process>`."""
 
     parallel: int = 1
+
+    def expect(self, jobs: Sequence[Job]) -> None:
+        expect_tasks(jobs)
 
     def begin(self, tasks: Sequence[Task], announce: Callable[[str], None], ended: Ended) -> None:
         """Run the tasks in order, as many at one time as may be. The folders are ours until the last has ended."""

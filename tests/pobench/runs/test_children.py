@@ -151,6 +151,26 @@ with pool(2) as submit:
     assert process.returncode == 130
 
 
+def test_a_server_that_is_begun_early_imports_beside_the_command_and_forks_its_first_child(command, tmp_path) -> None:
+    process = command("""
+children.start_server(["slow_server"])
+stop("command")
+print(children.run_each(begin, [()], ["slow_server"]), (HERE / "importing").read_text(), flush=True)
+print(children.run_each(os.path.exists, [(HERE / "began",)], []), flush=True)""")
+    until(tmp_path / "command")
+    server = until(tmp_path / "importing")  # while the command stands still
+    (tmp_path / "on").touch()
+    assert process.communicate(timeout=600)[0] == f"0 {server}\n1\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it ends when it has imported")
+def test_a_server_that_is_not_needed_after_all_ends_with_the_command(command, tmp_path) -> None:
+    process = command(
+        'children.start_server(["slow_server"])\nwhile not (HERE / "importing").exists():\n    time.sleep(0.01)'
+    )
+    assert process.communicate(timeout=600) == ("", "") and process.returncode == 0
+
+
 @pytest.mark.parametrize("of", ["kill_server, [()], []", "wait, [()], ['dead_server']"])
 def test_a_server_that_is_killed_is_known_as_that_at_work_and_while_it_imports(of, command) -> None:
     process = command(f"print(children.run_each({of}) == children.SERVER_GONE, flush=True)")
