@@ -10,7 +10,7 @@ import pandas as pd
 from pobench.registry import register_table
 from pobench.reporting.plot import NothingToDraw
 from pobench.results import stats
-from pobench.results.arms import Arm, arms_of, judges_of, of_arm
+from pobench.results.arms import Arm, arms_of, by_main_judge, of_arm
 from pobench.results.contrast import all_pairs
 
 
@@ -53,6 +53,6 @@ def seed_spread(
 
 def _by_run(verdicts: pd.DataFrame, arm: Arm) -> np.ndarray:
     """(runs,) the main judge's mean score in points, over the prompts that every run has."""
-    judged = of_arm(verdicts[verdicts["judge"].isin(judges_of(verdicts)[:1])], arm)
+    judged = of_arm(by_main_judge(verdicts, verdicts), arm)
     table = judged.groupby(["prompt", "run"])["score"].mean().unstack().dropna()
     return 100 * table.mean().to_numpy()

@@ -22,7 +22,7 @@ import pandas as pd
 from pobench.files import write_bytes
 from pobench.reporting.looks import look_of
 from pobench.reporting.tables import clean, show_number
-from pobench.results.arms import Arm, arms_of, judges_of, of_arm
+from pobench.results.arms import Arm, arms_of, by_main_judge, main_judge, of_arm
 from pobench.results.comparable import Comparable, Selection
 from pobench.results.derived import Frames
 from pobench.results.head_to_head import compares
@@ -274,7 +274,7 @@ def _payload(selection: Selection, firsts: Mapping[Arm, pd.DataFrame], prompts: 
 
 def _judge(verdicts: pd.DataFrame) -> dict[str, Any]:
     """The main judge's name, and whether its scores are P(better than the start model's answer)."""
-    name = next(iter(judges_of(verdicts)), "") if len(verdicts) else ""
+    name = main_judge(verdicts)
     return {"judge": _valid(name), "compares": len(verdicts) > 0 and compares(verdicts)}
 
 
@@ -332,7 +332,7 @@ def _battles(selection: Selection, firsts: Mapping[Arm, pd.DataFrame], prompts: 
     if comparisons is None or comparisons.empty:
         return []
     place = {str(frame["run"].iloc[0]): number for number, frame in enumerate(firsts.values())}
-    main = comparisons[comparisons["judge"].isin(judges_of(verdicts)[:1])]
+    main = by_main_judge(comparisons, verdicts)
     main = main[main["run"].isin(list(place)) & main["opponent"].isin(list(place))]
     battles = []
     for (run, opponent), rows in main.groupby(["run", "opponent"], sort=True):
@@ -345,7 +345,7 @@ def _battles(selection: Selection, firsts: Mapping[Arm, pd.DataFrame], prompts: 
 
 def _judge_of(selection: Selection) -> str:
     """The main judge; "" where there is none."""
-    return next(iter(judges_of(selection.frames["verdicts"])), "")
+    return main_judge(selection.frames["verdicts"])
 
 
 def _judged(verdicts: pd.DataFrame, judge: str) -> dict[tuple[Any, Any, Any], Verdict]:
@@ -434,7 +434,7 @@ def _write_own(frames: Frames, arms: Sequence[Arm], folder: Path) -> Path | None
     """The answers to the setting's own prompts; None where none is stored."""
     answers, verdicts, files = frames.rows("answers"), frames.rows("verdicts"), AnswerFiles(folder)
     assert answers is not None and verdicts is not None, "a group of runs has both frames"
-    judge, seeds = next(iter(judges_of(verdicts)), ""), _seeds(frames)
+    judge, seeds = main_judge(verdicts), _seeds(frames)
     comparing = False
     for arm in arms:
         own = answers.of(arm.runs, ANSWER_COLUMNS)

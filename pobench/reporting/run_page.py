@@ -27,7 +27,7 @@ from pobench.reporting.looks import START, look_of
 from pobench.reporting.run_facts import command_of, title_of, values_of, without_paths
 from pobench.reporting.tables import clean, show_number
 from pobench.results import metrics
-from pobench.results.arms import Arm, arms_of, json_object, judges_of, of_arm
+from pobench.results.arms import Arm, arms_of, json_object, main_judge, of_arm
 from pobench.results.comparable import Comparable
 from pobench.results.few_runs import timed_on
 from pobench.results.run_folder import RunFolder, short_names
@@ -178,7 +178,7 @@ class Pages:
     @cached_property
     def judge(self) -> str:
         verdicts = self.comparable.frames.rows("verdicts")
-        return next(iter(judges_of(verdicts)), "") if verdicts is not None else ""
+        return main_judge(verdicts)
 
     # -- which pages there are, and where a run stands
     @cached_property

@@ -339,6 +339,16 @@ def judges_of(verdicts: Frame) -> list[str]:
     return sorted(verdicts["judge"].dropna().astype(str).unique(), key=main_first)
 
 
+def main_judge(verdicts: Frame | None) -> str:
+    """The name of the judge that decides; "" where nothing was judged."""
+    return next(iter(judges_of(verdicts)), "") if verdicts is not None and len(verdicts) else ""
+
+
+def by_main_judge(rows: pd.DataFrame, verdicts: Frame) -> pd.DataFrame:
+    """The rows of the judge that decides. rows: of any frame that names judges."""
+    return rows[rows["judge"].isin(judges_of(verdicts)[:1])]
+
+
 def main_first(judge: str) -> tuple[bool, str]:
     """The key by which judges are ordered."""
     return judge != "verifiable", judge
@@ -347,7 +357,7 @@ def main_first(judge: str) -> tuple[bool, str]:
 def scores_by_prompt(verdicts: pd.DataFrame, arms: Sequence[Arm]) -> pd.DataFrame:
     """(prompts × arms) the main judge's mean score: over a prompt's samples, then over seeds. Columns are arm ids."""
     columns = {}
-    verdicts = verdicts[verdicts["judge"].isin(judges_of(verdicts)[:1])]
+    verdicts = by_main_judge(verdicts, verdicts)
     for arm in arms:
         per_run = of_arm(verdicts, arm).groupby(["run", "prompt"], sort=True)["score"].mean()
         if len(per_run):

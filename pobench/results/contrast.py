@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from pobench.results import stats
-from pobench.results.arms import Arm, judges_of, of_arm
+from pobench.results.arms import Arm, by_main_judge, of_arm
 from pobench.results.crossed import VERDICT_SEEDS, Crossed, pool_seeds
 from pobench.results.equal_tuning import equally_tuned
 from pobench.results.groups import labels, prompt_groups
@@ -113,7 +113,7 @@ def _paired(tables: Sequence[tuple[float, pd.DataFrame]]) -> list[tuple[float, n
 # ---------------------------------------------------------------- values of arms
 def scores(verdicts: pd.DataFrame, runs: pd.DataFrame, arm: Arm) -> Values:
     """The main judge's mean score of each prompt, over its samples, in [0, 1]."""
-    own = of_arm(verdicts[verdicts["judge"].isin(judges_of(verdicts)[:1])], arm)
+    own = of_arm(by_main_judge(verdicts, verdicts), arm)
     return by_seed(own, runs, "prompt", "score")
 
 
@@ -121,7 +121,7 @@ def met(comparisons: pd.DataFrame | None, verdicts: pd.DataFrame, ours: Arm, the
     """The main judge's verdicts on both arms' answers, side by side, each as one on ours; no row where there is none."""
     if comparisons is None or comparisons.empty:
         return pd.DataFrame(columns=["run", "prompt", "sample", "score"])
-    rows = comparisons[comparisons["judge"].isin(judges_of(verdicts)[:1])]
+    rows = by_main_judge(comparisons, verdicts)
     forth = rows[rows["run"].isin(ours.runs) & rows["opponent"].isin(theirs.runs)]
     back = rows[rows["run"].isin(theirs.runs) & rows["opponent"].isin(ours.runs)]
     orders = {"forward": 1.0 - back["backward"], "backward": 1.0 - back["forward"]}

@@ -8,7 +8,7 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 
-from pobench.results.arms import Arm, judges_of
+from pobench.results.arms import Arm, by_main_judge
 from pobench.results.bradley_terry import Battles
 
 COLUMNS = ("first", "second", "score", "length", "prompt", "seed")
@@ -56,7 +56,7 @@ def battles_of(
 
 
 def _main(frame: pd.DataFrame, verdicts: pd.DataFrame) -> pd.DataFrame:
-    return frame[frame["judge"].isin(judges_of(verdicts)[:1])]
+    return by_main_judge(frame, verdicts)
 
 
 def _beside_start(verdicts: pd.DataFrame, answers: pd.DataFrame, arms: Sequence[Arm]) -> pd.DataFrame:

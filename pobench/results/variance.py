@@ -31,7 +31,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats as _scipy
 
-from pobench.results.arms import Arm, judges_of, of_arm
+from pobench.results.arms import Arm, by_main_judge, of_arm
 from pobench.results.contrast import met
 from pobench.results.crossed import LEVEL, Crossed, Floats, Source, additive, variance_of_mean
 from pobench.results.groups import labels, prompt_groups
@@ -194,7 +194,7 @@ def _grouped(means: pd.Series, groups: pd.Series | None) -> tuple[float, float]:
 def readings_of(verdicts: pd.DataFrame, runs: pd.DataFrame, arm: Arm) -> Readings:
     """The main judge's readings of an arm's answers. An answer that was judged in both orders has two; their mean is its
     score. Further verdicts on the same answer are further readings."""
-    return _readings(of_arm(verdicts[verdicts["judge"].isin(judges_of(verdicts)[:1])], arm), runs)
+    return _readings(of_arm(by_main_judge(verdicts, verdicts), arm), runs)
 
 
 def _readings(own: pd.DataFrame, runs: pd.DataFrame) -> Readings:
