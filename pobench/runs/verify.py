@@ -1,5 +1,5 @@
 """Compares every stored file with the digest that was written beside it: run folders, token pairs, samples, benchmarks,
-reference sums."""
+reference sums, judges' replies."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from pobench import shards
 from pobench.errors import CorruptError, or_fault
 from pobench.files import corrupt_files, listed_files, read_marker
 from pobench.results.earlier_looks import FOLDER as LOOKS
@@ -26,6 +27,7 @@ MARKERS = (
     "read.json",
     "manifest.json",
 )  # each holds {"files": path below its folder → sha256}
+PAID = ("replies/*/*.json", "mt_bench/reference_answer/*.json")  # below the cache folder: what judges wrote
 
 
 class Verified(NamedTuple):
@@ -39,8 +41,8 @@ class Verified(NamedTuple):
 
 
 def verify(runs: Path, advance: Callable[[str], None] = lambda folder: None) -> Verified:
-    """Hash everything below `runs`, and the reference sums, density ratios and start models in the cache folder. Nothing is
-    remembered, and nothing is changed.
+    """Hash everything below `runs`, and the reference sums, density ratios, start models and what judges wrote in the cache
+    folder. Nothing is remembered, and nothing is changed.
 
     advance: called with the name of each folder before it is read.
     """
@@ -69,6 +71,10 @@ def verify(runs: Path, advance: Callable[[str], None] = lambda folder: None) -> 
     for part in parts:  # the name holds the digest
         found = corrupt_files(part.parent, {part.name: part.stem.removeprefix("part-")})
         faults += _of_what_stands(part, map(str, found))
+    paid = [path for kind in PAID for path in sorted(cache_folder().glob(kind))]
+    files += len(paid)
+    for path in paid:
+        faults += _of_what_stands(path, _faults(read_marker, path))
     faults += _samples(runs)
     for folder in sorted(runs.glob(f"*/{LOOKS}")):
         or_fault(faults, partial(stored_looks, runs, folder.parent.name))
@@ -99,10 +105,18 @@ def _unfinished(root: Path) -> list[str]:
         state = or_fault(found, partial(checkpoint.about, path))
         found += map(str, corrupt_files(path, {} if state is None else state["files"]))
         faults += _of_what_stands(path, found)
-    for path in sorted(root.rglob(".*.shards/*.json")):
-        found = []
-        or_fault(found, partial(read_marker, path))
-        faults += _of_what_stands(path, found)
+    of_shards = sorted(root.rglob(".*.shards/*.json"))
+    for path in [path for path in of_shards if path.name != shards.ABOUT]:
+        faults += _of_what_stands(path, _faults(read_marker, path))
+    for folder in dict.fromkeys(path.parent for path in of_shards):
+        faults += _of_what_stands(folder, _faults(shards.origin, folder))
+    return faults
+
+
+def _faults(read: Callable[[Path], object], path: Path) -> list[str]:
+    """Why `read(path)` fails, in one line; none if it does not."""
+    faults: list[str] = []
+    or_fault(faults, partial(read, path))
     return faults
 
 

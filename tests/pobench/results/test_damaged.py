@@ -14,6 +14,7 @@ from pobench.errors import CorruptError, PobenchError
 from pobench.files import read_marker, sealed, sha256_of, write_json
 from pobench.results.frame_files import read_frames, write_frames
 from pobench.results.load import load_frames, open_frames
+from pobench.results.manifest import claim, finish
 from pobench.results.run_folder import RunFolder
 from pobench.runs.verify import verify
 from pobench.training import checkpoint
@@ -105,6 +106,11 @@ def test_a_seal_holds_for_any_value_that_json_holds_and_earlier_files_have_none(
     assert read_marker(tmp_path / "b.json") == {"old": 1}
 
 
+def test_a_seal_holds_for_half_a_character_which_no_file_can_hold(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", sealed({"text": "cut \ud83d", "β": "😀"}))
+    assert read_marker(tmp_path / "a.json") == {"text": "cut ?", "β": "😀"}
+
+
 def test_frames_as_files_are_refused_where_one_has_another_bit(store: Path, tmp_path: Path) -> None:
     write_frames(load_frames(store), tmp_path / "frames")
     assert len(read_frames(tmp_path / "frames")["runs"]) == 3
@@ -172,12 +178,27 @@ def test_what_an_interrupted_command_goes_on_from_is_checked(store: Path) -> Non
     (saved / "state.json").write_text(json.dumps({"state": state, "sha256": checkpoint._digest(state)}))
     another_programs = store / "elsewhere" / "checkpoint-500"
     another_programs.mkdir(parents=True)
+    write_json(part.with_name("made_from.json"), sealed({"weights": "0123"}))
+    reply = store.parent / "cache/replies/00/00.json"
+    write_json(reply, sealed({"text": "[[7]]"}))
     assert verify(store).faults == []
-    for file in (part, weights, saved / "state.json"):
+    for file in (part, part.with_name("made_from.json"), weights, saved / "state.json", reply):
         content = file.read_bytes()
         another_digit(file)
         assert len([fault for fault in verify(store).faults if str(file) in fault]) == 1
         file.write_bytes(content)
+    part.with_name("made_from.json").unlink()
+    assert len([fault for fault in verify(store).faults if "made_from.json" in fault]) == 1
+
+
+def test_a_file_that_its_manifest_does_not_list_yet_is_not_used(tmp_path: Path) -> None:
+    assert claim(tmp_path, {"judge": 1}) == []
+    (tmp_path / "verdicts.jsonl").write_text("[]\n")
+    (sentence,) = claim(tmp_path, {"judge": 1})
+    assert "verdicts.jsonl" in sentence and not (tmp_path / "verdicts.jsonl").exists()
+    (tmp_path / "verdicts.jsonl").write_text("[]\n")
+    finish(tmp_path, "verdicts.jsonl")
+    assert claim(tmp_path, {"judge": 1}) == [] and (tmp_path / "verdicts.jsonl").read_text() == "[]\n"
 
 
 @pytest.mark.parametrize("files", [3, None, "x", [1]])
