@@ -2,8 +2,8 @@
 
     {"made_from": {causes and weights}, "files": {name: sha256}}
 
-A file that the manifest does not list is unfinished. Such a file, and one with other bytes than it lists, or made from something
-else, is never used: `claim` renames it to `<name>.damaged`.
+A file that the manifest does not list is unfinished. Such a file, and one with other bytes than it lists, or made from
+something else, is never used: `claim` renames it to `<name>.damaged`.
 """
 
 from __future__ import annotations

@@ -312,7 +312,7 @@ def _judged(world: Path, setting: Path) -> dict[str, Place]:
     graded, verdicts = benchmark("graded", "mt_bench"), "runs/setting/loss-…/benchmarks/mt_bench/…/…/verdicts.jsonl"
     return {
         "benchmarks": Place(benchmark("asked", "alpaca_eval", "zeroeval")),
-        "downstream": Place(benchmark("downstream", "downstream")),
+        "downstream": Place(benchmark("tasks", "downstream")),
         "graded": Place(graded, stopped(graded, verdicts)),
         "replies": Place(compared, stopped(compared, REPLIES, 3)),
     }

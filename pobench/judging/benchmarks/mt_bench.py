@@ -170,10 +170,11 @@ class MTBench(Judged):
         return found
 
     def _written(self, questions: Sequence[Question], ask: Ask) -> list[dict[str, Any]]:
-        """The judge's own reference answers, in fschat's columns. What is stored is not written again, unless it is damaged: then
-        of the stored replies."""
+        """The judge's own reference answers, in fschat's columns. What is stored is not written again, unless it is damaged."""
         asked = fingerprint(json.dumps([[question.id, question.turns] for question in questions]))
-        name = f"{re.sub(r'[^.a-zA-Z0-9-]', '_', self.writer)}-{name_of({**self.judge.causes(), 'questions': asked})}.json"
+        name = (
+            f"{re.sub(r'[^.a-zA-Z0-9-]', '_', self.writer)}-{name_of({**self.judge.causes(), 'questions': asked})}.json"
+        )
         path = cache_folder() / "mt_bench" / "reference_answer" / name
         try:
             stored = marker_with(path, {"answers": list}, OTHER_BYTES)
