@@ -114,7 +114,8 @@ class Case(NamedTuple):
     @property
     def stays(self) -> bool:
         """Whether it is named, and not made anew."""
-        return self.kind.endswith(NOT_AGAIN) and self.verify == "named" and not self.again.startswith("crashed")
+        named = self.verify == self.after == "named"
+        return self.kind.endswith(NOT_AGAIN) and named and not self.again.startswith("crashed")
 
     @property
     def fault(self) -> bool:
