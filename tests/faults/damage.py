@@ -1,6 +1,6 @@
 """Damages every kind of stored file in five ways, and looks who finds it and whether the repeated command makes it anew.
 
-    python -m tests.faults.damage                       three seconds of one core a case
+    python -m tests.faults.damage                       about a second of one core a case
     python -m tests.faults.damage --only model          kinds whose name holds a word
     python -m tests.faults.damage --place search,sft    some of the folders alone
     python -m tests.faults.damage --list                the kinds of each folder, no case
