@@ -129,8 +129,10 @@ def marker_with(path: Path, keys: Mapping[str, type], fault: str) -> dict[str, A
 
 
 def sealed(value: Mapping[str, Any]) -> dict[str, Any]:
-    """The mapping with a digest of its content, by which `unsealed` finds a changed byte."""
-    return {**value, SEAL: _seal(json.loads(json.dumps(value)))}
+    """The mapping as JSON holds it (lone surrogates become `?`), with a digest of its content, by which `unsealed` finds a
+    changed byte."""
+    stored: dict[str, Any] = json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", errors="replace"))
+    return {**stored, SEAL: _seal(stored)}
 
 
 def unsealed(stored: Mapping[str, Any], path: Path) -> dict[str, Any]:

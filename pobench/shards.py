@@ -140,26 +140,29 @@ def remove(folder: Path) -> None:
 
 def _begin(folder: Path, made_from: Mapping[str, Any], share: Share, joined: Callable[[], bool]) -> bool:
     """Ready the folder for shards of this content. Returns False where they are joined already."""
-    about, now = folder / ABOUT, json.loads(json.dumps(dict(made_from)))
+    now = json.loads(json.dumps(dict(made_from)))
     if share.first:
-        if not about.is_file() or _made_from(about) != now:
+        try:
+            same = origin(folder) == now
+        except CorruptError as error:
+            say(f"{error}; the shards beside it are computed again")
+            same = False
+        if not same:
             remove(folder)
-            write_json(about, now)
+            write_json(folder / ABOUT, sealed(now))
         return True
     while not joined():
-        with contextlib.suppress(FileNotFoundError):
-            if _made_from(about) == now:
+        with contextlib.suppress(CorruptError):
+            if origin(folder) == now:
                 return True
         time.sleep(POLL)
     return False
 
 
-def _made_from(about: Path) -> Any:
-    """None where it cannot be read."""
-    try:
-        return json.loads(about.read_text(encoding="utf-8"))
-    except ValueError:
-        return None
+def origin(folder: Path) -> dict[str, Any] | None:
+    """What the shards of a folder are made from; None where it holds none. Raises CorruptError where that is gone, or not what
+    was written."""
+    return read_marker(folder / ABOUT) if any(folder.glob("*.json")) else None
 
 
 def _take(folder: Path, k: int, share: Share) -> bool:

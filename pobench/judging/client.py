@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, quote, urlsplit
 
+from pobench import printing
 from pobench.errors import CorruptError, PobenchError
 from pobench.files import read_marker, sealed, write_text
 from pobench.judging.replies import Reply, blamed, error_in, parse, refuses_system, without_system
@@ -472,10 +473,15 @@ class Client:
         return self.cache / key[:2] / f"{key}.json"
 
     def _stored(self, key: str) -> Reply | None:
+        """The stored reply; None, with a sentence, where it is damaged."""
+        file = self._file(key)
+        if not file.is_file():
+            return None
         try:
-            stored = Reply(**read_marker(self._file(key)))
-            return self._without_key(replace(stored, cached=True))
-        except (CorruptError, ValueError, TypeError, AttributeError):  # absent or damaged: ask again
+            return self._without_key(replace(Reply(**read_marker(file)), cached=True))
+        except (CorruptError, ValueError, TypeError, AttributeError) as error:
+            fault = error if isinstance(error, CorruptError) else CorruptError(file, "it holds no reply")
+            printing.say(f"{fault}; it is asked for again")
             return None
 
     def _store(self, key: str, reply: Reply) -> None:

@@ -8,6 +8,7 @@ same frames without reading those that have many rows a run: a report reads of t
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,7 +20,7 @@ import pandas as pd
 
 from pobench.columns import FRAMES, STORED
 from pobench.errors import CorruptError, PobenchError
-from pobench.files import OTHER_BYTES, checked_bytes, read_marker, sha256_of
+from pobench.files import OTHER_BYTES, checked_bytes, read_marker
 from pobench.printing import say
 from pobench.results.arms import arms_of
 from pobench.results.derived import Frames
@@ -213,9 +214,8 @@ def _of_setting(frames: Frames, root: Path, setting: str | None) -> Frames:
 def read_trials(path: Path) -> pd.DataFrame:
     """The trials of a search, a file `trials.csv`, with the numbers that were written to the last digit. Raises CorruptError
     where its bytes are not those of which a digest lies beside it, or are no table."""
-    digest = digest_file(path)
-    if digest.is_file() and digest.read_bytes()[:64] != sha256_of(path).encode():
-        raise CorruptError(path, f"{OTHER_BYTES}; `pobench tune` writes it anew")
+    if fault := digest_fault(path):
+        raise CorruptError(path, f"{fault}; `pobench tune` writes it anew")
     columns = FRAMES["tuning"].columns
     text = {c.name: "str" for c in columns if c.type in ("text", "JSON")}
     exact = {c.name: _number for c in columns if c.type == "float"}
@@ -234,6 +234,21 @@ def _number(text: str) -> float:
 def digest_file(path: Path) -> Path:
     """Of a file that is read by people and other programs too: where its digest lies."""
     return path.with_name(f"{path.name}.sha256")
+
+
+def digest_fault(path: Path) -> str:
+    """Why a file's bytes are not those of which a digest lies beside it; "" if they are, or none lies there. Of a file that
+    grows it is one of the first bytes, whose number is its last word."""
+    digest = digest_file(path)
+    if not digest.is_file():
+        return ""
+    data, words = path.read_bytes(), digest.read_text(encoding="utf-8", errors="replace").split()
+    length = len(data)
+    if "bytes:" in words:
+        length = int(words[-1]) if words[-1].isdecimal() else -1
+    if 0 <= length <= len(data) and words and hashlib.sha256(data[:length]).hexdigest() == words[0]:
+        return ""
+    return f"{OTHER_BYTES}, by {digest.name}"
 
 
 def _comparisons(root: Path, setting: str) -> list[pd.DataFrame]:

@@ -2,8 +2,8 @@
 
     {"made_from": {causes and weights}, "files": {name: sha256}}
 
-A file that the manifest does not list is unfinished. A file with other bytes than it lists, or made from something else,
-is never used: `claim` renames it to `<name>.damaged`.
+A file that the manifest does not list is unfinished. Such a file, and one with other bytes than it lists, or made from
+something else, is never used: `claim` renames it to `<name>.damaged`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pobench.files import corrupt_files, read_marker, sealed, sha256_of, write_j
 
 FILE = "manifest.json"
 OTHER_CAUSES = "it was made from something else"
+UNFINISHED = "its command ended before it was finished"
 _KEPT = (FILE, "config.yaml")  # rewritten in place, never renamed
 
 
@@ -54,16 +55,16 @@ def holds(folder: Path, made_from: Mapping[str, Any], *names: str) -> bool:
 
 
 def claim(folder: Path, made_from: Mapping[str, Any], why: str = OTHER_CAUSES) -> list[str]:
-    """Ready the folder for files made from `made_from`: rename what may not be used. Returns one sentence for each such file.
-
-    Unfinished files stay where the folder was made from the same. why: what to say of files made from something else.
+    """Ready the folder for files made from `made_from`: rename what may not be used, unfinished files too, as no digest says
+    what was written. Returns one sentence for each. why: what to say of files made from something else.
     """
     stored, damage = _known(folder)
     files = stored.get("files", {})
+    present = sorted(p for p in folder.glob("[!.]*") if p.is_file() and p.name not in _KEPT and p.suffix != ".damaged")
     if stored.get("made_from") == dict(made_from):
         bad = {fault.path.name: str(fault) for fault in corrupt_files(folder, files)}
+        bad |= {path.name: f"{str(path)!r}: {UNFINISHED}" for path in present if path.name not in files}
     else:
-        present = sorted(p for p in folder.glob("*") if p.is_file() and p.name not in _KEPT and p.suffix != ".damaged")
         why = "its manifest is damaged" if damage else why
         bad, files = {path.name: f"{str(path)!r}: {why}" for path in present}, {}
     for name in bad:

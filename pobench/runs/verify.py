@@ -1,17 +1,21 @@
 """Compares every stored file with the digest that was written beside it: run folders, token pairs, samples, benchmarks,
-reference sums."""
+reference sums, judges' replies."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from pobench import shards
 from pobench.errors import CorruptError, or_fault
 from pobench.files import corrupt_files, listed_files, read_marker
 from pobench.results.earlier_looks import FOLDER as LOOKS
 from pobench.results.earlier_looks import stored_looks
+from pobench.results.frame_files import FramesFolder
+from pobench.results.load import digest_fault
 from pobench.results.run_folder import NODE_NAME, RunFolder, run_names
 from pobench.runs.sampling import line_faults
 from pobench.sources import cache_folder
@@ -25,7 +29,10 @@ MARKERS = (
     "data.json",
     "read.json",
     "manifest.json",
+    FramesFolder.marker,
 )  # each holds {"files": path below its folder → sha256}
+CAUSES = re.compile("[0-9a-f]{12}")  # a benchmark's folder
+PAID = ("replies/*/*.json", "mt_bench/reference_answer/*.json")  # below the cache folder: what judges wrote
 
 
 class Verified(NamedTuple):
@@ -39,8 +46,8 @@ class Verified(NamedTuple):
 
 
 def verify(runs: Path, advance: Callable[[str], None] = lambda folder: None) -> Verified:
-    """Hash everything below `runs`, and the reference sums, density ratios and start models in the cache folder. Nothing is
-    remembered, and nothing is changed.
+    """Hash everything below `runs`, and the reference sums, density ratios, start models and what judges wrote in the cache
+    folder. Nothing is remembered, and nothing is changed.
 
     advance: called with the name of each folder before it is read.
     """
@@ -69,7 +76,12 @@ def verify(runs: Path, advance: Callable[[str], None] = lambda folder: None) -> 
     for part in parts:  # the name holds the digest
         found = corrupt_files(part.parent, {part.name: part.stem.removeprefix("part-")})
         faults += _of_what_stands(part, map(str, found))
+    paid = [path for kind in PAID for path in sorted(cache_folder().glob(kind))]
+    files += len(paid)
+    for path in paid:
+        faults += _of_what_stands(path, _faults(read_marker, path))
     faults += _samples(runs)
+    faults += _beside(runs)
     for folder in sorted(runs.glob(f"*/{LOOKS}")):
         or_fault(faults, partial(stored_looks, runs, folder.parent.name))
     for path in sorted(runs.rglob("pair-*/shown.json")):  # a pair of losses has no configuration
@@ -99,10 +111,18 @@ def _unfinished(root: Path) -> list[str]:
         state = or_fault(found, partial(checkpoint.about, path))
         found += map(str, corrupt_files(path, {} if state is None else state["files"]))
         faults += _of_what_stands(path, found)
-    for path in sorted(root.rglob(".*.shards/*.json")):
-        found = []
-        or_fault(found, partial(read_marker, path))
-        faults += _of_what_stands(path, found)
+    of_shards = sorted(root.rglob(".*.shards/*.json"))
+    for path in [path for path in of_shards if path.name != shards.ABOUT]:
+        faults += _of_what_stands(path, _faults(read_marker, path))
+    for folder in dict.fromkeys(path.parent for path in of_shards):
+        faults += _of_what_stands(folder, _faults(shards.origin, folder))
+    return faults
+
+
+def _faults(read: Callable[[Path], object], path: Path) -> list[str]:
+    """Why `read(path)` fails, in one line; none if it does not."""
+    faults: list[str] = []
+    or_fault(faults, partial(read, path))
     return faults
 
 
@@ -119,12 +139,24 @@ def _samples(runs: Path) -> list[str]:
     return faults + [str(CorruptError(path, "the file is gone")) for path in expected if not path.is_file()]
 
 
+def _beside(runs: Path) -> list[str]:
+    """One line for each file of a search that is not what the digest beside it tells."""
+    digests = sorted([*runs.glob("*.csv.sha256"), *runs.glob("*/tuning/*.sha256")])
+    faults: list[str] = []
+    for path in (digest.with_suffix("") for digest in digests):
+        fault = digest_fault(path) if path.is_file() else "the file is gone"
+        faults += [str(CorruptError(path, fault))] if fault else []
+    return faults
+
+
 def _gone(runs: Path) -> list[str]:
-    """One line for each run without its configuration, and each result without its marker: both folders appear whole."""
+    """One line for each run without its configuration, and each result without its marker: these come first, or with all."""
     shown = [path for path in sorted(runs.rglob("shown.json")) if not path.parent.name.startswith("pair-")]
     gone = [config for path in shown if not (config := path.with_name("config.yaml")).is_file()]
     results = (path for path in sorted(runs.rglob("*.parquet")) if NODE_NAME.fullmatch(path.parent.name))
     gone += dict.fromkeys(marker for path in results if not (marker := path.with_name("node.json")).is_file())
+    of_benchmarks = (path for path in sorted(runs.rglob("benchmarks/**/*.json*")) if CAUSES.fullmatch(path.parent.name))
+    gone += dict.fromkeys(marker for path in of_benchmarks if not (marker := path.with_name("manifest.json")).is_file())
     return [str(CorruptError(path, "the file is gone")) for path in gone]
 
 

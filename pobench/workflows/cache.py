@@ -37,7 +37,7 @@ KINDS = {
     "packages": Kind("data of published packages", "fetched"),
     "data": Kind("data sets of the hub", "fetched"),
     "mirror": Kind("runs read from an address", "fetched"),
-    "mt_bench": Kind("reference answers of MT-Bench", "fetched"),
+    "mt_bench": Kind("reference answers of MT-Bench", "computed"),
     "sft": Kind("start models that settings make", "trained"),
     "reference": Kind("log-probabilities of start models", "computed"),
     "density_ratio": Kind("density ratios of prompts", "computed"),

@@ -19,9 +19,9 @@ import pandas as pd
 
 from pobench.columns import FRAMES
 from pobench.errors import CorruptError
-from pobench.files import OTHER_BYTES, whole, write_bytes, write_text
+from pobench.files import whole, write_bytes, write_text
 from pobench.printing import say
-from pobench.results.load import digest_file, read_trials
+from pobench.results.load import digest_fault, digest_file, read_trials
 from pobench.settings.job import Job
 from pobench.sources import fetch_rows
 from pobench.spreadsheet import csv_bytes
@@ -86,6 +86,7 @@ def open_trials(folder: Path) -> Any:
             f"{CorruptError(journal, fault)}; it is set aside, and its trials are made again, of the runs that are stored"
         )
         journal.rename(journal.with_name(f"{JOURNAL}.damaged"))
+        digest_file(journal).unlink(missing_ok=True)
     if not journal.is_file() and database.is_file():
         with whole(journal) as partial:
             _copy_studies(_database(database), _journal(partial))
@@ -96,14 +97,10 @@ def open_trials(folder: Path) -> Any:
 
 
 def _journal_fault(journal: Path) -> str:
-    """Why a journal cannot be gone on with; "" if it can. It grows, so its digest is one of its first bytes, whose number
-    stands there too."""
-    data, digest = journal.read_bytes(), digest_file(journal)
-    if digest.is_file():
-        words = digest.read_text(encoding="utf-8", errors="replace").split()
-        known, size = (words[0], words[-1]) if words else ("", "")
-        if not size.isdecimal() or len(data) < int(size) or hashlib.sha256(data[: int(size)]).hexdigest() != known:
-            return OTHER_BYTES
+    """Why a journal cannot be gone on with; "" if it can."""
+    if fault := digest_fault(journal):
+        return fault
+    data = journal.read_bytes()
     try:
         for line in data[: data.rfind(b"\n") + 1].splitlines():
             json.loads(line)

@@ -1,6 +1,6 @@
 """Damages every kind of stored file in five ways, and looks who finds it and whether the repeated command makes it anew.
 
-    python -m tests.faults.damage                       three seconds of one core a case
+    python -m tests.faults.damage                       about a second of one core a case
     python -m tests.faults.damage --only model          kinds whose name holds a word
     python -m tests.faults.damage --place search,sft    some of the folders alone
     python -m tests.faults.damage --list                the kinds of each folder, no case
@@ -37,6 +37,8 @@ import yaml
 
 from pobench.cli.analyze import write_report
 from pobench.errors import PobenchError
+from pobench.judging.benchmarks.base import Benchmark
+from pobench.judging.benchmarks.downstream import Downstream, write_stand_ins
 from pobench.registry import benchmarks
 from pobench.results.load import load_frames
 from pobench.results.run_folder import RunFolder
@@ -50,6 +52,7 @@ from pobench.training import reference
 from pobench.workflows.search import tune
 from pobench.workflows.tune import plan_tuning
 from tests.faults.world import digest_of, make_world, results, save_reward_model
+from tests.pobench.openai_server import Body, OpenAIServer, says
 from tests.pobench.small_chat_model import save_chat_model
 
 
@@ -75,9 +78,13 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "empty": lambda file: file.write_bytes(b""),
     "gone": Path.unlink,
 }
+REPLIES = "cache/replies/…/….json"
+LM_EVAL = ("truthfulqa_mc2", "winogrande")  # whose requests share a context, and have shots
 OF_A_MODEL = ("model.safetensors", "config.json", "tokenizer.json")  # its other files are checked by the same code
 # Of a name: files that differ in these are of one kind.
-DIGITS = re.compile(r"[0-9a-f]{64}|[0-9a-f]{24}|[0-9a-f]{12}|(?<=checkpoint-)\d+|\d+-of-\d+|(?<=\.shards/)\d+")
+DIGITS = re.compile(
+    r"[0-9a-f]{64}|[0-9a-f]{24}|[0-9a-f]{12}|(?<=checkpoint-)\d+|\d+-of-\d+|(?<=\.shards/)\d+|(?<=replies/)\w\w(?=/)"
+)
 REPORT = "/report/"
 PASSING = (".lease", ".partial", ".taken")  # endings of files that are not stored
 # What a finished training logged, and samples whose pairs are made: nothing reads them, and to make them anew costs as much as
@@ -107,7 +114,8 @@ class Case(NamedTuple):
     @property
     def stays(self) -> bool:
         """Whether it is named, and not made anew."""
-        return self.kind.endswith(NOT_AGAIN) and self.verify == "named" and not self.again.startswith("crashed")
+        named = self.verify == self.after == "named"
+        return self.kind.endswith(NOT_AGAIN) and named and not self.again.startswith("crashed")
 
     @property
     def fault(self) -> bool:
@@ -174,6 +182,16 @@ def interrupted(again: Again) -> Again:
     return begin
 
 
+def stopped(again: Again, kind: str, count: int = 1) -> Again:
+    """The command, until so many files of a kind lie there."""
+
+    def begin(folder: Path) -> list[str]:
+        until(again, folder, kind, count)
+        return []
+
+    return begin
+
+
 def changed(setting: Path, name: str, **sections: Any) -> Path:
     """A setting beside another, with other sections."""
     values = yaml.safe_load(setting.read_text()) | {"name": name} | sections
@@ -211,7 +229,7 @@ def places(world: Path) -> dict[str, Place]:
         "interrupted": Place(whole_run, interrupted(whole_run), of="steps.jsonl|environment|trained|config.yaml"),
         **_before_runs(world, setting),
         **_of_other_data(world, setting),
-        "benchmarks": Place(planned(_with_benchmarks(world, setting), "dpo", ("train", "benchmarks"))),
+        **_judged(world, setting),
         "search": Place(_search(world, setting), within="/tuning/[^/]*$"),
         "report": Place(report, within=f"{REPORT}|/looks/"),
     }
@@ -268,16 +286,43 @@ def _of_other_data(world: Path, setting: Path) -> dict[str, Place]:
     }
 
 
-def _with_benchmarks(world: Path, setting: Path) -> Path:
-    """A setting with a benchmark of each base class: one that a judge decides, and one that asks none."""
-    asked = {name: benchmarks.get(name)().rehearsed(world / "asked", 5, 4) for name in ("alpaca_eval", "zeroeval")}
+def _judged(world: Path, setting: Path) -> dict[str, Place]:
+    """Of benchmarks, one of each way to a score: a judge compares with a baseline, grades by reference answers of its own, the
+    text is read, lm-eval asks; and of a judge behind an address. The two with a judge that writes are interrupted."""
+    names = ("alpaca_eval", "zeroeval", "mt_bench")
+    asked: dict[str, Benchmark] = {name: benchmarks.get(name)().rehearsed(world / "asked", 5, 4) for name in names}
     for path in (world / "asked/zeroeval").glob("*.jsonl"):  # with more of the signs that the model knows
         rows = [json.loads(line) for line in path.read_text().splitlines()]
         lines(path, [{**row, "question": row["question"] + " and so on" * 20} for row in rows])
+    for task in LM_EVAL:
+        write_stand_ins(world / "items", task)
+    asked["downstream"] = Downstream(tasks=[*LM_EVAL], data=str(world / "items"), limit=12, batch_size=1)
     section = {name: one.model_dump(mode="json", exclude_defaults=True) for name, one in asked.items()}
-    model = save_chat_model(world / "characters", max_position_embeddings=4096)
-    answered = _answers(setting, batch_size=2)
-    return changed(setting, "asked", model={"source": str(model)}, benchmarks=section, answers=answered)
+    model = {"source": str(save_chat_model(world / "characters", max_position_embeddings=4096))}
+    answers = _answers(setting, batch_size=2)
+
+    def benchmark(name: str, *names: str) -> Again:
+        chosen = {name: section[name] for name in names}
+        values = changed(setting, name, model=model, benchmarks=chosen, answers=answers)
+        return planned(values, "dpo", ("train", "benchmarks"))
+
+    server = OpenAIServer(_letter).__enter__()  # as long as the process
+    judge = {"name": "endpoint", "settings": {"model": "tester", "base_url": server.url, "concurrency": 1}}
+    answered = _answers(setting, source=asks(world, "served", range(30, 40)))
+    compared = planned(changed(setting, "served", judge=judge, answers=answered), "dpo", ("train", "answers", "judge"))
+    graded, verdicts = benchmark("graded", "mt_bench"), "runs/setting/loss-…/benchmarks/mt_bench/…/…/verdicts.jsonl"
+    return {
+        "benchmarks": Place(benchmark("asked", "alpaca_eval", "zeroeval")),
+        "downstream": Place(benchmark("tasks", "downstream")),
+        "graded": Place(graded, stopped(graded, verdicts)),
+        "replies": Place(compared, stopped(compared, REPLIES, 3)),
+    }
+
+
+def _letter(body: Body) -> Body:
+    """A judge that prefers by what it is shown."""
+    second = digest_of(json.dumps(body["messages"]).encode())[0] < "8"
+    return says("B" if second else "A", A=-0.1 - second, B=-1.1 + second)
 
 
 def _search(world: Path, setting: Path) -> Again:
@@ -379,7 +424,9 @@ def tried(base: Path, chosen: Callable[[str], bool] = lambda place: True) -> Ite
     """Every folder with the kinds that are tried there; it lies at `base/whole` while the command makes it."""
     seen: set[str] = set()
     whole, intact = base / "whole", base / "intact"
-    for name, place in places(base / "world").items():
+    made = places(base / "world")
+    last = max((number for number, name in enumerate(made) if chosen(name)), default=-1)
+    for name, place in [*made.items()][: last + 1]:
         narrow = bool(place.within or place.begin)
         passing = passing_kinds(place.again, whole)
         expected = found_in(whole)

@@ -96,11 +96,14 @@ def test_files_that_differ_in_digits_alone_are_of_one_kind_and_rounds_are_told_a
     (runs / ".answers-0123456789ab.shards").mkdir()
     for number in (0, 11):
         (runs / f".answers-0123456789ab.shards/{number}.json").write_text("{}")
+    for name in ("0a" * 32, "1b" * 32):
+        (tmp_path / "cache/replies" / name[:2]).mkdir(parents=True)
+        (tmp_path / "cache/replies" / name[:2] / f"{name}.json").write_text("{}")
     found = damage.stored_files(tmp_path)
     assert {kind: len(files) for kind, files in found.items()} == {
         "runs/setting/loss-…/config.yaml": 2, "runs/setting/loss-…/checkpoint-…/state.json": 2,
         "runs/setting/loss-… of round 2/config.yaml": 1, "runs/setting/loss-… of round 2/checkpoint-…/state.json": 1,
-        "runs/setting/.answers-….shards/….json": 2,
+        "runs/setting/.answers-….shards/….json": 2, damage.REPLIES: 2,
     }  # fmt: skip
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import threading
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +13,7 @@ import pytest
 from pobench import shards
 from pobench.errors import PobenchError
 from pobench.shards import Share, compute, count_of, deal, forget_claims
+from tests.faults.damage import another_digit
 
 SIZES = [3, 3, 2, 2]
 CUT = [[[f"{k}.{i}" for i in range(size)]] for k, size in enumerate(SIZES)]
@@ -74,6 +78,22 @@ def test_after_a_kill_only_what_is_missing_is_made_by_any_number_of_processes(tm
     otherwise = [[[row] for row in batch] for (batch,) in CUT]  # as many rows in each shard, in other batches
     assert compute(folder, {"w": 2}, otherwise, lambda k: made.append(k) or rows_of(k)) == WHOLE
     assert made == [0, 1, 2, 3], "shards that were cut otherwise are never used"
+
+
+@pytest.mark.parametrize("damage", [another_digit, Path.unlink], ids=["another digit", "gone"])
+def test_shards_of_which_it_is_not_known_what_they_are_made_from_are_named_and_made_anew(
+    damage: Callable[[Path], object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / ".heldout-0.shards"
+    assert compute(folder, {"w": 1}, CUT, rows_of) == WHOLE
+    capsys.readouterr()
+    damage(folder / shards.ABOUT)
+    made: list[int] = []
+    assert compute(folder, {"w": 1}, CUT, lambda k: made.append(k) or rows_of(k)) == WHOLE and made == [0, 1, 2, 3]
+    assert f"{str(folder / shards.ABOUT)!r} is damaged" in capsys.readouterr().err
+    assert compute(folder, {"w": 1}, CUT, lambda k: pytest.fail()) == WHOLE and not capsys.readouterr().err
+    (folder / shards.ABOUT).write_text(json.dumps({"w": 1, "cut": shards.digest_of(CUT)}))  # an earlier version's
+    assert compute(folder, {"w": 1}, CUT, lambda k: pytest.fail()) == WHOLE
 
 
 def test_a_shard_that_another_process_cannot_make_fails_the_result_and_nobody_waits_for_it(tmp_path) -> None:

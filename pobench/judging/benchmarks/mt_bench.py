@@ -10,7 +10,7 @@ only for the judge; answers use the model's own chat template.
 Reference answers are the judge's own, as fschat has it: read from `reference_answer/<judge>.jsonl` where the source has that
 file, else written by the judge, once for all models, and stored in the cache folder:
 
-    <cache>/mt_bench/reference_answer/<judge>-<12 hex>.jsonl
+    <cache>/mt_bench/reference_answer/<judge>-<12 hex>.json      with a digest of its content
 
 The SimPO paper prints the grades of two judges, GPT-4 and GPT-4-Preview-1106: `judge` and `second_judge`.
 """
@@ -32,7 +32,8 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from pobench.data.rows import read_rows
-from pobench.errors import AbsentError, PobenchError
+from pobench.errors import AbsentError, CorruptError, PobenchError
+from pobench.files import OTHER_BYTES, marker_with, sealed, write_json
 from pobench.identity import name_of
 from pobench.judging.benchmarks import mt_bench_score as mt_bench
 from pobench.judging.benchmarks.base import (
@@ -51,6 +52,7 @@ from pobench.judging.benchmarks.base import (
 from pobench.judging.benchmarks.verdict_files import Faults, Scored, fingerprint, numbers, read
 from pobench.judging.client import Request
 from pobench.judging.replies import without_thought
+from pobench.printing import say
 from pobench.registry import register_benchmark
 from pobench.settings.schema import Count
 from pobench.sources import cache_folder, fetch_file
@@ -168,13 +170,21 @@ class MTBench(Judged):
         return found
 
     def _written(self, questions: Sequence[Question], ask: Ask) -> list[dict[str, Any]]:
-        """The judge's own reference answers, in fschat's columns. What is stored is not written again."""
+        """The judge's own reference answers, in fschat's columns. What is stored is not written again, unless it is damaged."""
         asked = fingerprint(json.dumps([[question.id, question.turns] for question in questions]))
-        name = f"{re.sub(r'[^.a-zA-Z0-9-]', '_', self.writer)}-{name_of({**self.judge.causes(), 'questions': asked})}.jsonl"
+        name = (
+            f"{re.sub(r'[^.a-zA-Z0-9-]', '_', self.writer)}-{name_of({**self.judge.causes(), 'questions': asked})}.json"
+        )
         path = cache_folder() / "mt_bench" / "reference_answer" / name
-        if not path.is_file():
-            write_lines(path, self._write(questions, ask))
-        return [row for _, row in read_rows(path) if isinstance(row, dict)]
+        try:
+            stored = marker_with(path, {"answers": list}, OTHER_BYTES)
+        except CorruptError as error:
+            say(f"{error}; it is made anew")
+            stored = None
+        if stored is None:
+            stored = {"answers": self._write(questions, ask)}
+            write_json(path, sealed(stored))
+        return list(stored["answers"])
 
     def _write(self, questions: Sequence[Question], ask: Ask) -> list[dict[str, Any]]:
         """Let the judge answer both turns, in fschat's conversation and at its temperatures."""

@@ -118,12 +118,19 @@ def test_what_was_paid_at_openais_address_is_found_under_the_key_that_it_always_
     assert key == "99a9acfca234b34da55ed43e3a915a76c2d57a0c863fcfd19e177526c4f977aa"
 
 
-def test_a_damaged_reply_is_asked_for_again(server, tmp_path) -> None:
+def test_a_damaged_reply_is_named_and_asked_for_again(server, tmp_path, capsys) -> None:
     client_of(server).ask([question("a")])
     (stored,) = files_below(tmp_path / "cache")
-    stored.write_text('{"text": "a"')
-    assert client_of(server).ask([question("a")])[0].text == "a"
-    assert server.paid == 2
+    for damaged, paid in (('{"text": "a"', 2), ('{"words": "a"}', 3)):
+        stored.write_text(damaged)
+        assert client_of(server).ask([question("a")])[0].text == "a"
+        assert server.paid == paid and f"{str(stored)!r} is damaged" in capsys.readouterr().err
+
+
+def test_a_reply_that_the_limit_cut_within_a_character_is_paid_for_once(server) -> None:
+    server.answer = lambda body: says("well done \ud83d")
+    client_of(server).ask([question("a")])
+    assert client_of(server).ask([question("a")])[0].text == "well done ?" and server.paid == 1
 
 
 CALL = """

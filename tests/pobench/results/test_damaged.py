@@ -13,11 +13,12 @@ from stores import START, start_run, trained_run, unscored
 from pobench.errors import CorruptError, PobenchError
 from pobench.files import read_marker, sealed, sha256_of, write_json
 from pobench.results.frame_files import read_frames, write_frames
-from pobench.results.load import load_frames, open_frames
+from pobench.results.load import digest_file, load_frames, open_frames
+from pobench.results.manifest import claim, finish
 from pobench.results.run_folder import RunFolder
 from pobench.runs.verify import verify
 from pobench.training import checkpoint
-from tests.faults.damage import another_digit
+from tests.faults.damage import DAMAGES, another_digit
 
 RUN = "tiny/simpo-aaaaaaaaaaaa"
 OTHER = "tiny/dpo-bbbbbbbbbbbb"
@@ -105,6 +106,11 @@ def test_a_seal_holds_for_any_value_that_json_holds_and_earlier_files_have_none(
     assert read_marker(tmp_path / "b.json") == {"old": 1}
 
 
+def test_a_seal_holds_for_half_a_character_which_no_file_can_hold(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", sealed({"text": "cut \ud83d", "β": "😀"}))
+    assert read_marker(tmp_path / "a.json") == {"text": "cut ?", "β": "😀"}
+
+
 def test_frames_as_files_are_refused_where_one_has_another_bit(store: Path, tmp_path: Path) -> None:
     write_frames(load_frames(store), tmp_path / "frames")
     assert len(read_frames(tmp_path / "frames")["runs"]) == 3
@@ -115,7 +121,6 @@ def test_frames_as_files_are_refused_where_one_has_another_bit(store: Path, tmp_
 
 def test_trials_with_another_digit_are_left_out_and_named(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from pobench.columns import FRAMES
-    from pobench.results.load import digest_file
     from pobench.spreadsheet import csv_bytes
 
     path = store / "trials.csv"
@@ -123,6 +128,35 @@ def test_trials_with_another_digit_are_left_out_and_named(store: Path, capsys: p
     assert load_frames(store)["tuning"]["lr"].tolist() == [0.125]
     digest_file(path).write_text(f"{'0' * 64}  trials.csv\n")
     assert load_frames(store)["tuning"].empty and "trials are left out" in capsys.readouterr().err
+
+
+def test_the_files_of_a_search_and_of_a_report_are_checked(store: Path) -> None:
+    folder = store / "tiny/tuning"
+    folder.mkdir()
+    for name, digest in (("trials.csv", "{}  trials.csv\n"), ("optuna.log", "{}  optuna.log, of its bytes: 10\n")):
+        (folder / name).write_text("0123456789")
+        digest_file(folder / name).write_text(digest.format(sha256_of(folder / name)))
+    with (folder / "optuna.log").open("a") as journal:
+        journal.write("!")  # written since
+    write_frames({"runs": load_frames(store)["runs"]}, store / "report/frames")
+    assert verify(store).faults == []
+    files = ["trials.csv", "trials.csv.sha256", "optuna.log", "optuna.log.sha256"]
+    for file in [*(folder / name for name in files), *sorted((store / "report/frames").iterdir())]:
+        content = file.read_bytes()
+        for damage in ("a flipped byte", "another digit", "cut to half", "empty"):
+            DAMAGES[damage](file)
+            assert [fault for fault in verify(store).faults if file.name in fault], damage
+            file.write_bytes(content)
+
+
+def test_a_benchmark_whose_manifest_is_gone_is_named(store: Path) -> None:
+    folder = store / RUN / "benchmarks/alpaca_eval/000000000001"
+    claim(folder, {"judge": 1})
+    (folder / "answers.jsonl").write_text("[]\n")
+    finish(folder, "answers.jsonl")
+    assert verify(store).faults == []
+    (folder / "manifest.json").unlink()
+    assert len([fault for fault in verify(store).faults if str(folder / "manifest.json") in fault]) == 1
 
 
 def test_the_steps_of_a_training_end_before_one_with_another_digit(store: Path) -> None:
@@ -172,12 +206,27 @@ def test_what_an_interrupted_command_goes_on_from_is_checked(store: Path) -> Non
     (saved / "state.json").write_text(json.dumps({"state": state, "sha256": checkpoint._digest(state)}))
     another_programs = store / "elsewhere" / "checkpoint-500"
     another_programs.mkdir(parents=True)
+    write_json(part.with_name("made_from.json"), sealed({"weights": "0123"}))
+    reply = store.parent / "cache/replies/00/00.json"
+    write_json(reply, sealed({"text": "[[7]]"}))
     assert verify(store).faults == []
-    for file in (part, weights, saved / "state.json"):
+    for file in (part, part.with_name("made_from.json"), weights, saved / "state.json", reply):
         content = file.read_bytes()
         another_digit(file)
         assert len([fault for fault in verify(store).faults if str(file) in fault]) == 1
         file.write_bytes(content)
+    part.with_name("made_from.json").unlink()
+    assert len([fault for fault in verify(store).faults if "made_from.json" in fault]) == 1
+
+
+def test_a_file_that_its_manifest_does_not_list_yet_is_not_used(tmp_path: Path) -> None:
+    assert claim(tmp_path, {"judge": 1}) == []
+    (tmp_path / "verdicts.jsonl").write_text("[]\n")
+    (sentence,) = claim(tmp_path, {"judge": 1})
+    assert "verdicts.jsonl" in sentence and not (tmp_path / "verdicts.jsonl").exists()
+    (tmp_path / "verdicts.jsonl").write_text("[]\n")
+    finish(tmp_path, "verdicts.jsonl")
+    assert claim(tmp_path, {"judge": 1}) == [] and (tmp_path / "verdicts.jsonl").read_text() == "[]\n"
 
 
 @pytest.mark.parametrize("files", [3, None, "x", [1]])

@@ -43,9 +43,11 @@ from pobench.results.run_folder import RunFolder
 from pobench.runs.plan import make_plan
 from pobench.runs.stages import DEFAULT
 from pobench.runs.task import benchmarks_of
+from pobench.runs.verify import verify
 from pobench.runs.worker import run
 from pobench.settings.resolve import resolve
 from pobench.settings.schema import START_SEED
+from tests.faults.damage import DAMAGES, another_digit
 
 REAL = Path(__file__).parents[4] / "../shared/data"
 
@@ -613,14 +615,37 @@ def test_a_judge_without_published_reference_answers_writes_its_own_once(prompts
         assert server.paid == 2 * 2 + 2 * 8  # two questions of two turns, once; eight grades for each model
     assert [len(body["messages"]) for body in written] == [2, 2, 4, 4]  # fschat's system turn; then the first answer
     assert all(body["temperature"] == 0 for body in written)
-    (stored,) = (tmp_path / "cache/mt_bench/reference_answer").glob("gpt-4-1106-preview-*.jsonl")
-    rows = [json.loads(line) for line in stored.read_text().splitlines()]
+    (stored,) = (tmp_path / "cache/mt_bench/reference_answer").glob("gpt-4-1106-preview-*.json")
+    rows = json.loads(stored.read_text())["answers"]
     assert [(row["question_id"], row["model_id"]) for row in rows] == [(n, "gpt-4-1106-preview") for n in (101, 111)]
     assert rows[0]["choices"][0]["turns"] == ["worked out (2)", "worked out (4)"]
     graded = [body["messages"][-1]["content"] for body in server.bodies if body["max_tokens"] != 1024]
     assert sum("ref worked out (2)" in text for text in graded) == 2 * 2 * 2
     assert [row["score"] for row in [*first, *second]] == [7] * 16
     assert benchmark._judge_causes(benchmark.questions()) == before  # verdicts have one name, written yet or not
+
+
+@pytest.mark.parametrize("damage", [another_digit, DAMAGES["cut to half"]], ids=["another digit", "cut to half"])
+def test_damaged_reference_answers_are_named_and_made_anew_of_the_replies_that_were_paid_for(
+    damage: Callable[[Path], object], prompts, tmp_path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setenv("POBENCH_CACHE", str(tmp_path / "cache"))
+    with OpenAIServer(lambda body: says("it is 42" if body["max_tokens"] == 1024 else "Rating: [[7]]")) as server:
+        benchmark = MTBench(
+            source=prompts["benchmarks__mt_bench__source"], judge={"model": "gpt-4", "base_url": server.url}
+        )
+
+        def ask(requests: Sequence[Any]) -> list[Reply]:
+            return benchmark.judge.client().ask(requests)
+
+        rows = benchmark.verdicts(answered(benchmark, "x"), "me", ask)
+        (stored,) = (tmp_path / "cache/mt_bench/reference_answer").iterdir()
+        content, paid = stored.read_bytes(), server.paid
+        assert verify(tmp_path / "runs").faults == []
+        damage(stored)
+        assert [fault for fault in verify(tmp_path / "runs").faults if str(stored) in fault]
+        assert benchmark.verdicts(answered(benchmark, "x"), "me", ask) == rows and server.paid == paid
+    assert stored.read_bytes() == content and f"{str(stored)!r} is damaged" in capsys.readouterr().err
 
 
 def test_a_reference_answer_that_does_not_come_ends_the_pass_and_says_of_which_question(
@@ -630,7 +655,7 @@ def test_a_reference_answer_that_does_not_come_ends_the_pass_and_says_of_which_q
     benchmark = MTBench(source=prompts["benchmarks__mt_bench__source"], judge={"model": "gpt-4"})
     with pytest.raises(PobenchError, match=r"gpt-4 wrote no reference answer to question 101, turn 1: busy"):
         benchmark.verdicts(answered(benchmark, "x"), "me", lambda rs: [Reply("", error="busy") for _ in rs])
-    assert not list(tmp_path.glob("cache/mt_bench/**/*.jsonl"))
+    assert not list(tmp_path.glob("cache/mt_bench/**/*.json"))
 
 
 def test_reference_answers_of_another_judge_are_named_by_the_result(prompts, tmp_path) -> None:
