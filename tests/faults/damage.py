@@ -63,11 +63,12 @@ def flip(file: Path) -> None:
 
 
 def another_digit(file: Path) -> None:
-    """A digit of text becomes another, which a parser does not see; else a bit flips."""
+    """A digit of text becomes another, which a parser does not see; else a bit flips. None so far behind in its number
+    that both may be the same number to a computer."""
     data = bytearray(file.read_bytes())
     half = len(data) // 2
-    places = sorted((abs(i - half), i) for i, byte in enumerate(data) if chr(byte) in "0123456789")
-    data[places[0][1] if places else half] ^= 1
+    places = [match.start() for match in re.finditer(rb"(?<![0-9.]{8})[0-9]", data)]
+    data[min(places, key=lambda at: (abs(at - half), at), default=half)] ^= 1
     file.write_bytes(data)
 
 
