@@ -1,5 +1,5 @@
-"""Compares every stored file with the digest that was written beside it: run folders, token pairs, samples, benchmarks,
-reference sums."""
+"""Compares every stored file with the digest that was written beside it: run folders, token pairs, samples, benchmarks, looks,
+checkpoints, shards; in the cache folder reference sums, density ratios and start models."""
 
 from __future__ import annotations
 
