@@ -270,8 +270,8 @@ def _scratch_of_layers(shape: ModelShape, step: Step) -> float:
 
 
 def _scratch_of_head(shape: ModelShape, step: Step) -> float:
-    """A tile's logits in fp32; in bf16, where the head is trained, their gradient, and rows of the head's, which one process adds
-    in place."""
+    """A tile's logits in fp32; in bf16, where the head is trained, their gradient, and rows of the head's, which one process
+    adds in place."""
     if step.gpu:
         return 0.0
     logits = step.responses * _tile(shape, step)
