@@ -11,7 +11,7 @@ COUNT  ?= 200
 unexport PYTHONDONTWRITEBYTECODE
 TESTS  := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: help run report tuning tuning-tiny-long tuning-smollm2 example-tiny example-tiny-long example-smollm2 test test-all faults determinism long campaigns against-trl check docs site clean
+.PHONY: help run report tuning tuning-tiny-long tuning-smollm2 example-tiny example-tiny-long example-smollm2 test test-all faults determinism long campaigns against-trl check audit docs site clean
 .DEFAULT_GOAL := help
 
 help:       ## list the targets
@@ -100,6 +100,13 @@ check: $(VENV)/.installed-test ## check formatting, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+AUDIT := build/audit/bin
+audit:      ## look for known holes: bandit in the code, pip-audit in the versions of constraints.txt; needs a network
+	$(PYTHON) -m venv build/audit
+	$(AUDIT)/python -m pip install --quiet bandit pip-audit
+	$(AUDIT)/bandit --quiet -c pyproject.toml -r pobench losses analysis experiments reports
+	$(AUDIT)/pip-audit --strict -r constraints.txt --no-deps --disable-pip
 
 against-trl: $(VENV)/.installed-test ## pobench beside every trainer of TRL; hours, resumable
 	$(BIN)/python benchmarks/against_trl.py

@@ -92,7 +92,7 @@ class Frame:
             if not (numbers.isna() | (numbers % 1 == 0)).all():
                 raise ValueError("not all are whole numbers")
             return numbers if numbers.isna().any() else values.astype("int64")
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise PobenchError(
                 f"frame {self.name!r}, column {column.name!r}: {column.type} is needed, got {values.dtype}: {error}"
             ) from error

@@ -45,6 +45,7 @@ from pobench.progress import without_bars
 from pobench.row_files import RowFiles, configurations_in, local_rows, subset_fault
 
 ORIGIN_FILE = "pobench_origin.json"  # beside converted weights: their source
+MOST_LAYERS = 10_000  # of a model: transformers makes each, and would not end
 # Keys of config.json that do not change what the model computes.
 _INCIDENTAL = frozenset({"transformers_version", "_name_or_path", "dtype", "torch_dtype", "use_cache"})
 
@@ -153,13 +154,19 @@ def weights_digest(folder: Path, *, remember: bool = True) -> str:
 
 
 def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
-    """The mapping in a JSON file of a model's folder. Raises PobenchError if it holds none."""
+    """The mapping in a JSON file of a model's folder. Raises PobenchError if it holds none, or names more layers than any model
+    has."""
     try:
         values = json.loads((folder / name).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise PobenchError(f"model {str(folder)!r}: {name!r} is no JSON: {error}") from error
     if not isinstance(values, dict):
         raise PobenchError(f"model {str(folder)!r}: {name!r} holds no mapping")
+    layers = values.get("num_hidden_layers")
+    if isinstance(layers, int) and layers > MOST_LAYERS:
+        raise PobenchError(
+            f"model {str(folder)!r}: {name!r} says num_hidden_layers {layers}; at most {MOST_LAYERS} are read"
+        )
     return values
 
 

@@ -15,6 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import NamedTuple
 
 import pandas as pd
@@ -154,7 +155,7 @@ def hint_lines(points: Sequence[plot.Hint]) -> str:
     words with which the texts below it begin."""
     texts = [" ".join(clean(point.text, 200).split()) for point in points]
     lines, at, words = list[str](), (0, 0), ""
-    for point, text, following in zip(points, texts, [*texts[1:], ""], strict=True):
+    for point, (text, following) in zip(points, pairwise([*texts, ""]), strict=True):
         common = os.path.commonprefix([text, following])  # noqa: RUF071  # letter by letter, as is meant
         common = common[: common.rfind(" ") + 1]
         if not text.startswith(words) or len(common) > len(words):

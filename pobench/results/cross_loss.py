@@ -1,7 +1,7 @@
 """Evaluate every registered loss on every run's held-out pairs, from the stored sums of log-probabilities.
 
-A loss is a function of a few sums a pair, so one forward pass of a model over the pairs is enough for all losses, those of
-users included.
+Most losses are functions of a few sums a pair, so one forward pass of a model over the pairs is enough for all of
+them, also for those of users. One that asks for more, such as single tokens, has none here.
 """
 
 from __future__ import annotations

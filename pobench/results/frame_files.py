@@ -3,9 +3,10 @@
 `pobench analyze --format parquet` writes a folder `frames` with one Parquet file a frame; `load_frames` reads such a folder
 like a folder of runs, so `pobench analyze --runs FOLDER/frames` computes the report again. The files hold all that claims,
 comparisons, gains, variances and tables of scores are computed from. They leave out what is large and read by pictures and
-people alone: the steps of training, judges' reasons, and the answers' texts, of which `characters` and `repeated` are counted;
-so `scores` also has the rows of runs that differ in the seed alone, some of which are counted from texts. No number is rounded:
-a column is stored in 32 bits only where every number is the same in 32 bits, as log-probabilities from a model are.
+people alone: the steps of training, judges' reasons, the loss of each pair, answers to benchmarks, and the answers' texts, of
+which `characters` and `repeated` are counted; so `scores` also has the rows of runs that differ in the seed alone, some of
+which are counted from texts. No number is rounded: a column is stored in 32 bits only where every number is the same in 32
+bits, as log-probabilities from a model are.
 """
 
 from __future__ import annotations

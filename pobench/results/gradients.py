@@ -1,6 +1,6 @@
 """The gradient of each held-out pair: a loss differentiated at the stored sums of log-probabilities.
 
-A loss sees a pair through two sums, so its gradient by the model's weights is
+Most losses see a pair through two sums, so that their gradient by the model's weights is
 
     chosen_weight * ∇ log π(chosen) + rejected_weight * ∇ log π(rejected)
 

@@ -43,8 +43,7 @@ def load_frames(runs: str | Path = "runs", setting: str | None = None) -> Frames
     """All stored runs as tidy frames, with the columns and types of `pobench.columns.FRAMES`.
 
     runs: a folder of runs, or one of frames as files (`pobench analyze --format parquet`), or an address of either that fsspec
-    reads (`pobench.results.mirror`). setting: read only the runs of this
-    setting. Raises PobenchError if no run is stored.
+    reads (`pobench.results.mirror`). setting: read only the runs of this setting. Raises PobenchError if no run is stored.
     """
     frames = open_frames(runs, setting)
     return Frames({described.name: frames[described.name] for described in STORED})

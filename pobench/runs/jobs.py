@@ -9,7 +9,7 @@
         ended.json               "finished", "failed" or "cancelled", and why
         <id>_0_log.out, .err     what it printed
 
-What lies in the cache has a note below the runs of each command that gave it away, `jobs/start-<hex>.train.json`, which says
+What lies in the cache has a note below the runs of each command that gave it away, `jobs/start-<hex>.sft.json`, which says
 where. A job without `ended.json` that its executor no longer knows is lost: a node was, or the job was killed. A command that
 needs it submits another attempt, which goes on from the last checkpoint. No file holds a key: they stay in the environment.
 """

@@ -63,8 +63,9 @@ from pobench.training.reference import old_caches
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything a command will do, in order: what makes the start model, its reference sums, its evaluation, then the
-    losses. A run has a task that trains and a task that evaluates, so that each has a process and its memory to itself.
+    """Everything a command will do, in order: what makes the start model and its pairs, the reference sums, the start model's
+    evaluation, the losses, later rounds, and pairs of losses head to head. A run has a task that trains and a task that
+    evaluates, so that each has a process and its memory to itself.
 
     tasks: those with nothing left among them. pairs, content: None where neither pairs nor model are at hand. notes:
     sentences for the terminal. left_out: those of them that name a benchmark whose packages are absent. demonstrations:
@@ -331,8 +332,7 @@ def _old_cache_note(passes: Iterable[Task]) -> list[str]:
 
 # ---------------------------------------------------------------- what it will cost
 def check_disk(plan: Plan) -> None:
-    """Raises PobenchError if the folder cannot be written, or the disk cannot hold what the plan writes (each trained model,
-    and two checkpoints with moments: a new one is written before the old one goes)."""
+    """Raises PobenchError if the folder cannot be written, or the disk cannot hold what the plan writes (`Cost.disk`)."""
     need = estimate(plan).disk
     where = plan.tasks[-1].runs
     existing = _existing(where)

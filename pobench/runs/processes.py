@@ -1,8 +1,8 @@
 """Start a module as each process of a job, and say which process failed: `python -m pobench.runs.processes N MODULE FILE`.
 
-PyTorch's own launcher starts the processes and ends the others as soon as one is gone; on GPUs with an `accelerate config`,
-`accelerate launch` calls it, so that machines, ports and devices are the user's. Where a process was killed, a sentence is left
-beside FILE. `--any-port`: the processes meet at a port that is free, not at the usual one.
+PyTorch's own launcher starts the processes and ends the others as soon as one is gone. On GPUs, with an `accelerate config` or
+several machines, `accelerate launch` calls it, so that ports and devices are the user's. Where a process was killed, a sentence
+is left beside FILE. `--any-port`: its processes meet at a port that is free, not at the usual one.
 
 Of a job on several machines, an executor writes into `POBENCH_MACHINES`, as JSON: their `count`, the `rank` of this one, the
 name of the `main` one and the `port` at which the processes meet. N is of one machine.

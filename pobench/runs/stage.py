@@ -79,7 +79,7 @@ class Content:
 
 @dataclass(frozen=True)
 class Stage:
-    """One entry of the list in `pobench.runs.stages`. Its file says what it does; nothing else names it.
+    """One entry of the list in `pobench.runs.stages`. Its file says what it does; commands and pages read it from that list.
 
     name: what `--stages` takes. does: one line for people. reads: stages whose results it needs. writes: what it leaves in
     its folder. decided_by: what decides its result, in words; causes: the same as data, None where a job has no such stage.

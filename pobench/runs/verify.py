@@ -1,5 +1,6 @@
-"""Compares every stored file with the digest that was written beside it: run folders, token pairs, samples, benchmarks,
-reference sums, judges' replies."""
+"""Compares every stored file with the digest that was written beside it: run folders, token pairs, samples, benchmarks, looks,
+checkpoints, shards, searches, a report's frames; in the cache folder reference sums, density ratios, start models and judges'
+replies."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from pobench.model.head import KEPT_BYTES, tile_for
+from pobench.model.products import ROWS
 from pobench.model.shape import ModelShape
 from pobench.settings.schema import MICRO_TOKENS, AdapterConfig, LoopConfig
 from pobench.training.memory import MOST_TOKENS
@@ -224,21 +225,26 @@ def _kept_by_a_layer(shape: ModelShape, step: Step) -> float:
 
 
 # ---------------------------------------------------------------- at work
+def _tile(shape: ModelShape, step: Step) -> int:
+    """Vocabulary entries that the head reads at a time."""
+    return min(shape.vocabulary, step.head_tile or tile_for(step.responses, "cuda" if step.gpu else "cpu"))
+
+
 def _logits(shape: ModelShape, step: Step) -> float:
     """A tile's logits and their gradient, the softmax that is kept, the gradient of the states, and that of the head, which one
     process on a processor adds in place; split: the last layer's weights, fetched before they are needed."""
-    device = "cuda" if step.gpu else "cpu"
-    tile = min(shape.vocabulary, step.head_tile or tile_for(step.responses, device))
+    device, tile = "cuda" if step.gpu else "cpu", _tile(shape, step)
     states = 4.0 * step.responses * shape.hidden
     if step.adapter is not None:  # one pass: the logits as product and in fp32; the states' gradient from two parts
         product = step.responses * tile * (6.0 if step.narrow else 4.0)
-        return product + 2 * states + _gathered(shape, step, layers=1)
+        return product + 2 * states + _gathered(shape, step, layers=1) + _scratch_of_layers(shape, step)
     softmax = step.width * step.responses * shape.vocabulary
     kept = min(KEPT_BYTES[device], softmax)
     # from a softmax that is kept, only its gradient (in bf16 beside a copy in fp32); else logits and gradient
     each = (8.0 if step.narrow else 4.0) if kept == softmax else (10.0 if step.narrow else 8.0)
     head = 4.0 * shape.vocabulary * shape.hidden if step.gpu or step.shards > 1 else 0.0
-    return step.responses * tile * each + states + kept + head + _gathered(shape, step, layers=1)
+    own = step.responses * tile * each + states + kept + head
+    return own + _gathered(shape, step, layers=1) + _scratch_of_layers(shape, step)
 
 
 def _layer_at_work(shape: ModelShape, step: Step) -> float:
@@ -250,7 +256,28 @@ def _layer_at_work(shape: ModelShape, step: Step) -> float:
     apart = step.adapter is None and (step.gpu or step.shards > 1)
     weights = (4 if step.shards == 1 else step.width) * 3.0 * shape.hidden * shape.inner if apart else 0.0
     own_and_next = _gathered(shape, step, layers=2)
-    return step.tokens * (each + again) + weights + own_and_next + _waiting(shape, step)
+    own = step.tokens * (each + again) + weights + _scratch_of_head(shape, step)
+    return own + own_and_next + _waiting(shape, step)
+
+
+# What a processor gives out again (`pobench.model.scratch`) stays while other work is done.
+def _scratch_of_layers(shape: ModelShape, step: Step) -> float:
+    """An MLP's activation and its gradient, and two fp32 tensors of a norm."""
+    if step.gpu:
+        return 0.0
+    middle = 2.0 * step.width * shape.inner if step.adapter is None else 0.0
+    return step.tokens * (middle + (8.0 * shape.hidden if step.stream == 4 else 0.0))
+
+
+def _scratch_of_head(shape: ModelShape, step: Step) -> float:
+    """A tile's logits in fp32; in bf16, where the head is trained, their gradient, and rows of the head's, which one process
+    adds in place."""
+    if step.gpu:
+        return 0.0
+    logits = step.responses * _tile(shape, step)
+    if step.adapter is not None or not step.narrow:
+        return 4.0 * logits
+    return 6.0 * logits + (2.0 * min(ROWS, _tile(shape, step)) * shape.hidden if step.shards == 1 else 0.0)
 
 
 # ---------------------------------------------------------------- answers

@@ -23,6 +23,14 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         del sys.modules[name]
 
 
+def test_a_step_gives_every_weight_a_gradient(memory: Any) -> None:
+    config = {**memory.SMALL, "num_hidden_layers": 1, "vocab_size": 64, "hidden_size": 64, "intermediate_size": 64}
+    case = replace(memory.cases(config, 1)[1], tokens=16)  # bf16
+    policy = memory.policy_of(case, real=True)
+    memory.step(policy, policy.layout("shared_prefix").collate(case.groups(), policy.window), case)
+    assert all(weight.grad.abs().sum() > 0 for weight in policy.parameters())
+
+
 @pytest.mark.slow  # real steps in five precisions and ways
 def test_the_estimate_is_within_five_per_cent_of_the_allocators_peak(memory: Any) -> None:
     config = {**memory.SMALL, "num_hidden_layers": 2}

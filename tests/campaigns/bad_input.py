@@ -1042,7 +1042,7 @@ BAD_LINES: tuple[tuple[str, ...], ...] = (
     ("merge", "runs"), ("merge", "runs", "none"), ("merge", "runs", "a-file"), ("merge", "a-file", "runs"),
     ("export", "nobody"), ("export", "dpo", "--out", "a-file"), ("export", "../.."), ("analyze", "--runs", "foreign"),
     ("analyze", "--runs", "runs", "--format", "exe"), ("analyze", "--runs", "runs", "--out", "a-file"),
-    ("cache",), ("cache", "nobody"), ("cache", "prune"), ("cache", "prune", "--older-than"), ("cache", "prune", "--older-than", "-1"),
+    ("cache", "nobody"), ("cache", "prune"), ("cache", "prune", "--older-than"), ("cache", "prune", "--older-than", "-1"),
     ("cache", "prune", "--older-than", "x"), ("cache", "prune", "--older-than", "nan"), ("cache", "prune", "--max-size", "-0.1"),
     ("cache", "prune", "--max-size", "nan", "--dry-run"), ("cache", "prune", "--max-size", "1", "--runs", "none"),
     ("cache", "prune", "--older-than", "1", "--runs", "a-file"), ("cache", "list", "extra"),

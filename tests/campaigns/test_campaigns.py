@@ -77,8 +77,9 @@ def test_the_endpoint_judge_gets_every_reply_or_counts_it_as_missing_whatever_th
 def test_no_file_of_a_whole_run_and_no_word_that_was_printed_holds_the_key(tmp_path: Path) -> None:
     ended, requests = planted_key.whole_run(tmp_path)
     found = planted_key.search(tmp_path, "\n".join(one.words for one in ended))
-    assert found.where == [] and found.files > 50 and requests > 10
-    assert [one.status for one in ended[:2]] == [0, 0], ended[1].message
+    assert found.where == [] and found.files > 50 and requests > 5
+    # a key that is refused ends a job, and the repeated command goes on
+    assert ended[0].status == ended[2].status == 0, ended[2].message
 
 
 def test_the_search_finds_a_key_in_every_form_and_in_packed_files(tmp_path: Path) -> None:

@@ -64,6 +64,11 @@ def test_further_columns_stand_behind_and_a_file_of_a_run_keeps_its_own() -> Non
     [
         ({"step": ["first"]}, "frame 'steps', column 'step': int is needed, got str"),
         ({"step": [1.5]}, "frame 'steps', column 'step': int is needed, got float64: not all are whole numbers"),
+        (
+            {"step": [10**400]},
+            "frame 'steps', column 'step': int is needed, got object: int too large to convert to float",
+        ),
+        ({"step": [2**70]}, "frame 'steps', column 'step': int is needed, got object"),
         ({"loss": ["low"]}, "frame 'steps', column 'loss': float is needed"),
     ],
 )

@@ -424,3 +424,9 @@ def test_a_hub_data_set_becomes_a_parquet_file(cache, monkeypatch):
     import pandas
 
     assert pandas.read_parquet(path).to_dict("records") == [{"prompt": "a", "chosen": "b", "rejected": "c"}]
+
+
+def test_a_configuration_of_more_layers_than_any_model_has_is_refused_before_they_are_made(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "num_hidden_layers": 10**12}))
+    with pytest.raises(PobenchError, match="num_hidden_layers 1000000000000; at most 10000"):
+        sources.read_config(tmp_path)

@@ -8,8 +8,8 @@
                  │                                     └─ benchmarks
                  └─ the same stages, of the start model itself
 
-A new stage is a new file in this folder that sets `STAGE`. The files import nothing heavy at the top: the command line
-reads the stages to explain itself.
+A new stage is a new file in this folder that sets `STAGE`. The files import neither torch nor transformers at the top: the
+command line reads the stages to explain itself.
 """
 
 from __future__ import annotations

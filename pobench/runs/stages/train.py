@@ -1,4 +1,4 @@
-"""Training: the run's own model, from the start model and the pairs, by one loss with one seed."""
+"""Training: the run's own model, from the start model or the last round's and the pairs, by one loss with one seed."""
 
 from __future__ import annotations
 
@@ -284,8 +284,8 @@ STAGE = Stage(
     does="train every loss from the start model, or from the last round's",
     reads=("sft", "onpolicy", "reference", "density_ratio"),
     writes=("model/", "steps.jsonl", "trained.json"),
-    decided_by="pairs (their ratings, if the loss asks for them), start weights, the loss's source and settings, the train "
-    "section, seed",
+    decided_by="pairs (their ratings and density ratios, if the loss asks for them), the weights that it begins from and is "
+    "compared with, the loss's source and settings, the train section, seed",
     run=run,
     causes=causes,
     shared=True,

@@ -442,6 +442,7 @@ def test_hints_of_a_line_say_once_what_they_begin_with() -> None:
     packed = items.hint_lines(hints)
     assert packed.splitlines()[:3] == ["=DPO, loss, step ", "0 2000 1: 2", "1000 -100 2: 3"]
     assert list(points_of(packed)) == [(1000 * n, 2000 - 100 * n, text) for n, text in enumerate(texts)]
+    assert items.hint_lines([]) == "", "a figure may have none"
 
 
 def test_hints_and_words_of_a_picture_carry_its_numbers(frames, whole) -> None:

@@ -210,7 +210,9 @@ def test_a_rehearsal_catches_a_column_that_the_stage_cannot_read(tmp_path, monke
 def test_the_command_makes_the_start_model_alone_and_then_uses_it(with_sft, pobench_cli, tmp_path) -> None:
     status, out, err = pobench_cli("run", "--setting", "sft.yaml", "--losses", "simpo", "--stages", "sft")
     assert status == 0 and "start model: " in out, err
-    assert not (tmp_path / "runs").exists()
+    assert [path.name for path in (tmp_path / "runs").glob("*/*")] == ["command.json"], (
+        "no run, but what the command did"
+    )
     outcomes = execute(make_plan(with_sft(), tmp_path / "runs"))
     assert [o.status for o in outcomes] == ["skipped", "finished", "finished"]
 

@@ -56,6 +56,17 @@ def test_only_the_largest_of_head_layer_and_buckets_counts() -> None:
     assert training_memory(MISTRAL, STEP).buckets == 0, "one copy's gradients lie in their buckets"
 
 
+@pytest.mark.parametrize(("gpu", "kept"), [(False, 1), (True, 0)])
+def test_what_a_processor_gives_out_again_stays_while_other_work_is_done(gpu: bool, kept: int) -> None:
+    step = Step(tokens=4096, responses=4096, gpu=gpu, head_tile=1000)
+    most, fewer_tokens, fewer_responses = (
+        training_memory(MISTRAL, replace(step, **less)) for less in ({}, {"tokens": 2048}, {"responses": 2048})
+    )
+    # in bf16: an MLP's activation and its gradient, two fp32 tensors of a norm; a tile's logits in fp32 and their gradient
+    assert most.logits - fewer_tokens.logits == kept * 2048 * (2 * 2 * 14336 + 2 * 4 * 4096)
+    assert most.layer - fewer_responses.layer == kept * 2048 * 1000 * (4 + 2)
+
+
 def test_checkpointing_keeps_a_layers_input_instead_of_all_that_it_computes() -> None:
     without, with_it = (training_memory(MISTRAL, replace(STEP, shards=8, checkpointing=on)) for on in (False, True))
     assert with_it.activations < without.activations / 8 and with_it.layer > without.layer

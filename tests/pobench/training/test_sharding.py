@@ -280,7 +280,7 @@ def test_a_checkpoint_of_two_processes_is_resumed_by_four_and_by_one_and_the_oth
         folder = tmp_path / start
         shutil.copytree(tmp_path / "whole" / "reference", folder / "reference")
         stopped(folder, "kto", first) if first is plain else in_processes(2, stopped, folder, "kto", first)
-        assert [path.name for path in (folder / "kto").iterdir()] == ["checkpoint-4"]
+        assert max(path.name for path in (folder / "kto").iterdir()) == "checkpoint-4"
     for start, processes, way in (
         ("by two", 4, split), ("by two", 2, split), ("by two", 1, plain), ("by two", 2, plain), ("by one", 2, split)
     ):  # fmt: skip
