@@ -43,6 +43,9 @@ def main() -> None:
     parser = peers.parser_of(__doc__, model="smollm2")
     parser.add_argument("--prompts", type=int, help="of the setting's; default: all")
     parser.add_argument("--new-tokens", type=int, help="the most of an answer; default: the setting's")
+    parser.add_argument(
+        "--sides", default=",".join(SIDES), help="comma-separated; pobench and generate have to be among them"
+    )
     parser.add_argument("--rounds", type=int, default=2, help="times that every block is answered, behind the warm-up")
     parser.set_defaults(batch_size=64, dtype="bf16")
     peers.run_script(measure, parser)
@@ -53,6 +56,9 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     faults = [
         f"--{name.replace('_', '-')}: at least 1" for name in ("batch_size", "rounds") if getattr(given, name) < 1
     ]
+    sides = [side.strip() for side in given.sides.split(",")]
+    faults += [f"--sides: no {side!r}; known: {', '.join(SIDES)}" for side in sides if side not in SIDES]
+    faults += [f"--sides: {side} is needed" for side in SIDES[:2] if side not in sides]
     if faults or job.answers.source is None:
         raise PobenchError("\n".join(faults) or f"--model {given.model}: its setting has no prompts")
     new = given.new_tokens or job.decoding.max_new_tokens
@@ -64,7 +70,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         file = Path(place) / "blocks.json"
         file.write_text(json.dumps([*blocks[:1], *(blocks * given.rounds)]))
         shared = (folder, str(file), new, given.dtype, given.batch_size, given.threads)
-        found = in_turn({side: (answer, (side, *shared)) for side in SIDES})
+        found = in_turn({side: (answer, (side, *shared)) for side in sides})
     ran = {side: run for side, run in found.items() if FAULT not in run}
     for side, run in found.items():
         say(
