@@ -37,6 +37,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # the same everywhere.
 MOST_TOKENS = 32_768
 SHARE = 0.8  # of the free memory, for a batch's cache and arithmetic
+READ_TOGETHER = 64  # prompts
 LEAST_SHARED = 8  # tokens that prompts begin with alike, from which on these are read apart
 # The share of a batch's rows that has ended when the others close up: small where few rows of the cache are copied for it, but
 # every number of rows has kernels of its own.
@@ -340,12 +341,32 @@ def _closed_up(ended: Tensor) -> Tensor:
     return source
 
 
-def _read(model: Any, rows: Sequence[Sequence[int]], count: int) -> tuple[Any, Tensor, Tensor, Tensor]:
-    """Read the prompts. Returns the cache, with room for `count` more tokens of each row, and of each row: the next token's
-    logits, (rows, vocabulary); its mask, (rows, tokens); the position of its last token, (rows, 1).
+class _Read(NamedTuple):
+    """Prompts that have been read. cache: of their keys and values. logits: (rows, vocabulary) of each row's next token. mask:
+    (rows, tokens). position: (rows, 1) of the last token."""
 
-    A prompt that several rows ask is read once, and what all prompts begin with (a chat's system text) once for all of them.
-    """
+    cache: Any
+    logits: Tensor
+    mask: Tensor
+    position: Tensor
+
+
+def _read(model: Any, rows: Sequence[Sequence[int]], count: int) -> _Read:
+    """Read the prompts, with room for `count` more tokens of each. Where their caches can be put side by side, `READ_TOGETHER`
+    at a time: prompts come by length, so these are of similar length, and few pads are read."""
+    if len(rows) <= READ_TOGETHER or not _moves_few(_cache(model.config, 0, static=model.device.type == "cuda")):
+        return _read_together(model, rows, count)
+    parts = [_read_together(model, rows[at : at + READ_TOGETHER], 0) for at in range(0, len(rows), READ_TOGETHER)]
+    width = max(part.mask.shape[1] for part in parts)
+    masks = [torch.nn.functional.pad(part.mask, (width - part.mask.shape[1], 0)) for part in parts]
+    logits, positions = ([getattr(part, name) for part in parts] for name in ("logits", "position"))
+    cache = _joined([part.cache for part in parts], width + count)
+    return _Read(cache, torch.cat(logits), torch.cat(masks), torch.cat(positions))
+
+
+def _read_together(model: Any, rows: Sequence[Sequence[int]], count: int) -> _Read:
+    """The same at once. A prompt that several rows ask is read once, and what all prompts begin with (a chat's system text)
+    once for all of them."""
     place = {prompt: i for i, prompt in enumerate(dict.fromkeys(map(tuple, rows)))}
     prompts = list(place)
     begins = _common_beginning(prompts)
@@ -365,7 +386,7 @@ def _read(model: Any, rows: Sequence[Sequence[int]], count: int) -> tuple[Any, T
         asks = torch.tensor([place[tuple(row)] for row in rows], device=device)
         _keep(cache, asks)
         logits, mask, position = logits[asks], mask[asks], position[asks]
-    return cache, logits, mask, position
+    return _Read(cache, logits, mask, position)
 
 
 def _common_beginning(prompts: Sequence[Sequence[int]]) -> int:
@@ -425,6 +446,15 @@ def _moves_few(cache: Any) -> bool:
     from pobench.model.roomy_cache import RoomyLayer
 
     return bool(cache.layers) and all(type(layer) is RoomyLayer for layer in cache.layers)
+
+
+def _joined(caches: Sequence[Any], tokens: int) -> Any:
+    """The rows of all caches in one, with room for so many tokens; only for layers that `_moves_few` tells of."""
+    from pobench.model.roomy_cache import RoomyLayer
+
+    one = caches[0]
+    one.layers = [RoomyLayer.joined(layers, tokens) for layers in zip(*(cache.layers for cache in caches), strict=True)]
+    return one
 
 
 def _keep(cache: Any, rows: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -19,6 +20,23 @@ class RoomyLayer(DynamicLayer):
         self.tokens = tokens
         self.room: tuple[Tensor, Tensor] | None = None
 
+    @classmethod
+    def joined(cls, layers: Sequence[RoomyLayer], tokens: int) -> RoomyLayer:
+        """The rows of all these layers, in order, with room for so many tokens. The last tokens of all rows stand side by side;
+        what is before a shorter row's first token is 0."""
+        whole = cls(tokens)
+        parts = [layer._filled for layer in layers]
+        whole.lazy_initialization(*parts[0])
+        filled = max(keys.shape[-2] for keys, _ in parts)
+        whole.room = _room(parts[0], sum(len(keys) for keys, _ in parts), max(tokens, filled))
+        for room, states in zip(whole.room, zip(*parts, strict=True), strict=True):
+            for rows, own in zip(room.split([len(part) for part in states]), states, strict=True):
+                begins = filled - own.shape[-2]
+                rows[:, :, :begins] = 0
+                rows[:, :, begins:filled] = own
+        whole._fill(filled)
+        return whole
+
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Add the keys and values of further tokens, (rows, heads, tokens, features); returns those of all."""
         if not self.is_initialized:
@@ -26,11 +44,12 @@ class RoomyLayer(DynamicLayer):
         filled = self.get_seq_length()
         tokens = filled + key_states.shape[-2]
         if self.room is None or tokens > self.room[0].shape[-2]:
-            kept = () if self.room is None else self._filled
-            self.room = self._made_room((key_states, value_states), max(self.tokens, tokens), kept)
+            before = () if self.room is None else self._filled
+            self.room = _room((key_states, value_states), len(key_states), max(self.tokens, tokens))
+            self._copy(before)
         for room, states in zip(self.room, (key_states, value_states), strict=True):
             room[:, :, filled:tokens] = states
-        self.keys, self.values = (room[:, :, :tokens] for room in self.room)
+        self._fill(tokens)
         return self._filled
 
     def batch_select_indices(self, indices: Tensor) -> None:
@@ -46,11 +65,11 @@ class RoomyLayer(DynamicLayer):
             for room in self.room:
                 room[moved, :, :filled] = room[sources, :, :filled]
             self.room = self.room[0][:left], self.room[1][:left]
-            self.keys, self.values = (room[:, :, :filled] for room in self.room)
-            return
-        kept = tuple(states[indices] for states in self._filled)
-        self.room = self._made_room(kept, self.room[0].shape[-2], kept)
-        self.keys, self.values = (room[:, :, :filled] for room in self.room)
+        else:
+            kept = tuple(states[indices] for states in self._filled)
+            self.room = _room(kept, left, self.room[0].shape[-2])
+            self._copy(kept)
+        self._fill(filled)
 
     @property
     def _filled(self) -> tuple[Tensor, Tensor]:
@@ -58,9 +77,18 @@ class RoomyLayer(DynamicLayer):
         assert self.keys is not None and self.values is not None
         return self.keys, self.values
 
-    def _made_room(self, like: tuple[Tensor, ...], tokens: int, kept: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
-        """Memory for so many tokens of rows as in `like`, which begins with `kept`."""
-        keys, values = (states.new_empty((*states.shape[:2], tokens, states.shape[-1])) for states in like)
-        for room, states in zip((keys, values), kept, strict=False):
-            room[:, :, : states.shape[-2]] = states
-        return keys, values
+    def _fill(self, tokens: int) -> None:
+        """Let the room count as filled up to so many tokens."""
+        assert self.room is not None
+        self.keys, self.values = (room[:, :, :tokens] for room in self.room)
+
+    def _copy(self, states: tuple[Tensor, ...]) -> None:
+        """Begin the room with these."""
+        for room, own in zip(self.room or (), states, strict=False):
+            room[:, :, : own.shape[-2]] = own
+
+
+def _room(like: Sequence[Tensor], rows: int, tokens: int) -> tuple[Tensor, Tensor]:
+    """Memory for keys and values of so many rows and tokens, of heads and features as in `like`."""
+    keys, values = (states.new_empty((rows, states.shape[1], tokens, states.shape[-1])) for states in like)
+    return keys, values

@@ -97,6 +97,18 @@ def test_a_cache_with_room_for_all_from_the_start_gives_the_same_answers(monkeyp
     assert [type(c).__name__ for c in made] == ["StaticCache"]
 
 
+@pytest.mark.parametrize("together", [1, 2, 5])
+def test_prompts_that_are_read_in_parts_of_similar_length_get_the_same_answers(model, monkeypatch, together) -> None:
+    drawn = Decoding(12, temperature=1.5, samples=3, seed=5)
+    asked = [*PROMPTS, PROMPTS[0] + PROMPTS[1], PROMPTS[1] + PROMPTS[2]]
+    at_once, reads = generate(model, CHAT, asked, drawn), []
+    part = generation._read_together
+    monkeypatch.setattr(generation, "READ_TOGETHER", together)
+    monkeypatch.setattr(generation, "_read_together", lambda *a: reads.append(len(a[1])) or part(*a))
+    assert generate(model, CHAT, asked, drawn) == at_once
+    assert max(reads) == together and sum(reads) == 3 * len(asked)
+
+
 def test_answers_that_end_early_change_nothing_for_the_others(model):
     drawn = Decoding(30, temperature=2.0, samples=6, seed=5)
     together = generate(model, CHAT, PROMPTS, drawn, batch_size=24)
