@@ -105,8 +105,8 @@ AUDIT := build/audit/bin
 audit:      ## look for known holes: bandit in the code, pip-audit in the versions of constraints.txt; needs a network
 	$(PYTHON) -m venv build/audit
 	$(AUDIT)/python -m pip install --quiet bandit pip-audit
-	$(AUDIT)/bandit --quiet -c pyproject.toml -r pobench losses analysis experiments reports
-	$(AUDIT)/pip-audit --strict -r constraints.txt --no-deps --disable-pip
+	$(AUDIT)/bandit --quiet -c pyproject.toml -r pobench losses analysis experiments reports; status=$$?; \
+	$(AUDIT)/pip-audit --strict -r constraints.txt --no-deps --disable-pip && exit $$status
 
 against-trl: $(VENV)/.installed-test ## pobench beside every trainer of TRL; hours, resumable
 	$(BIN)/python benchmarks/against_trl.py

@@ -18,9 +18,9 @@ MODULES = (
     "pobench.training.loop", "pobench.runs.worker", "pobench.results.stats", "pobench.reporting.page",
 )  # fmt: skip
 CHILD = """
-import importlib, json, sys, time
+import importlib, json, os, sys, time
 def held():
-    return int(open("/proc/self/statm").read().split()[1]) * 4096
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 before, began = held(), time.process_time()
 importlib.import_module(sys.argv[1])
 print(json.dumps({"bytes": held() - before, "seconds": time.process_time() - began, "modules": len(sys.modules)}))

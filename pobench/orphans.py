@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 
@@ -41,6 +42,19 @@ def end_with_and_at_signals(parent: int) -> None:
 STARTER = (
     "POBENCH_STARTER"  # holds the number of the process that starts another one, which may end before that can ask
 )
+
+
+@contextlib.contextmanager
+def as_starter() -> Iterator[None]:
+    """Processes that are started inside know by whom (`STARTER`)."""
+    before = os.environ.get(STARTER)
+    os.environ[STARTER] = str(os.getpid())
+    try:
+        yield
+    finally:
+        os.environ.pop(STARTER)
+        if before is not None:
+            os.environ[STARTER] = before
 
 
 def watch_starter() -> Callable[[], bool]:

@@ -162,7 +162,9 @@ def _begin(folder: Path, made_from: Mapping[str, Any], share: Share, joined: Cal
 def origin(folder: Path) -> dict[str, Any] | None:
     """What the shards of a folder are made from; None where it holds none. Raises CorruptError where that is gone, or not what
     was written."""
-    return read_marker(folder / ABOUT) if any(folder.glob("*.json")) else None
+    with contextlib.suppress(FileNotFoundError):  # the folder goes while it is read, as its shards are joined
+        return read_marker(folder / ABOUT) if any(folder.glob("*.json")) else None
+    return None
 
 
 def _take(folder: Path, k: int, share: Share) -> bool:

@@ -162,11 +162,12 @@ def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
         raise PobenchError(f"model {str(folder)!r}: {name!r} is no JSON: {error}") from error
     if not isinstance(values, dict):
         raise PobenchError(f"model {str(folder)!r}: {name!r} holds no mapping")
-    layers = values.get("num_hidden_layers")
-    if isinstance(layers, int) and layers > MOST_LAYERS:
-        raise PobenchError(
-            f"model {str(folder)!r}: {name!r} says num_hidden_layers {layers}; at most {MOST_LAYERS} are read"
-        )
+    for part in (values, values.get("text_config")):  # a model of several kinds of input has a part of its own for text
+        layers = part.get("num_hidden_layers") if isinstance(part, dict) else None
+        if isinstance(layers, int) and layers > MOST_LAYERS:
+            raise PobenchError(
+                f"model {str(folder)!r}: {name!r} says num_hidden_layers {layers}; at most {MOST_LAYERS} are read"
+            )
     return values
 
 
@@ -689,10 +690,20 @@ def ask_hub() -> None:
     asking.start()
     asking.join(SECONDS_FOR_THE_HUB)
     if not answered.is_set():
-        constants.HF_HUB_OFFLINE = True
-        os.environ["HF_HUB_OFFLINE"] = "1"
-        if "datasets" in sys.modules:
-            sys.modules["datasets"].config.HF_HUB_OFFLINE = True
+        work_offline()
+
+
+OFFLINE = "HF_HUB_OFFLINE"  # the variable by which the hub's client and its users know
+
+
+def work_offline() -> None:
+    """Let the hub's client take what is on this machine, in this process and in those that it starts."""
+    from huggingface_hub import constants
+
+    constants.HF_HUB_OFFLINE = True
+    os.environ[OFFLINE] = "1"
+    if "datasets" in sys.modules:
+        sys.modules["datasets"].config.HF_HUB_OFFLINE = True
 
 
 def _model_folder(folder: Path, source: str) -> Path:

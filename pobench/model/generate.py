@@ -33,14 +33,14 @@ from pobench.settings.schema import ANSWERED_TOGETHER
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # The most prompt tokens of a batch, pads included: a few prompts of thousands of tokens take as much memory as a batch of short
-# ones. 128 prompts of 256 tokens are still one batch. The limit does not depend on the machine's memory, so batches are
+# ones. 256 prompts of 128 tokens are still one batch. The limit does not depend on the machine's memory, so batches are
 # the same everywhere.
 MOST_TOKENS = 32_768
 SHARE = 0.8  # of the free memory, for a batch's cache and arithmetic
-READ_TOGETHER = 64  # prompts
+READ_TOGETHER = 64  # rows, of similar length
 LEAST_SHARED = 8  # tokens that prompts begin with alike, from which on these are read apart
-# The share of a batch's rows that has ended when the others close up: small where few rows of the cache are copied for it, but
-# every number of rows has kernels of its own.
+# Rows that have ended leave a batch once they are this share of it: less where only rows that move are copied than where the
+# whole cache is. Still less would compile kernels for more numbers of rows.
 ENDED, ENDED_OF_COPIED = 1 / 64, 1 / 8
 _NUCLEUS = 1024  # most likely tokens; the whole vocabulary is sorted only if these do not reach top_p
 
@@ -352,8 +352,8 @@ class _Read(NamedTuple):
 
 
 def _read(model: Any, rows: Sequence[Sequence[int]], count: int) -> _Read:
-    """Read the prompts, with room for `count` more tokens of each. Where their caches can be put side by side, `READ_TOGETHER`
-    at a time: prompts come by length, so these are of similar length, and few pads are read."""
+    """Read the prompts of all rows, with room for `count` more tokens of each. Where their caches can be put side by side,
+    `READ_TOGETHER` rows at a time: they come by length, so few pads are read."""
     if len(rows) <= READ_TOGETHER or not _moves_few(_cache(model.config, 0, static=model.device.type == "cuda")):
         return _read_together(model, rows, count)
     parts = [_read_together(model, rows[at : at + READ_TOGETHER], 0) for at in range(0, len(rows), READ_TOGETHER)]
@@ -365,8 +365,8 @@ def _read(model: Any, rows: Sequence[Sequence[int]], count: int) -> _Read:
 
 
 def _read_together(model: Any, rows: Sequence[Sequence[int]], count: int) -> _Read:
-    """The same at once. A prompt that several rows ask is read once, and what all prompts begin with (a chat's system text)
-    once for all of them."""
+    """Read the prompts of these rows in one pass. A prompt that several of them ask is read once, and what all of them begin
+    with (a chat's system text) once for all."""
     place = {prompt: i for i, prompt in enumerate(dict.fromkeys(map(tuple, rows)))}
     prompts = list(place)
     begins = _common_beginning(prompts)
@@ -452,8 +452,10 @@ def _joined(caches: Sequence[Any], tokens: int) -> Any:
     """The rows of all caches in one, with room for so many tokens; only for layers that `_moves_few` tells of."""
     from pobench.model.roomy_cache import RoomyLayer
 
-    one = caches[0]
-    one.layers = [RoomyLayer.joined(layers, tokens) for layers in zip(*(cache.layers for cache in caches), strict=True)]
+    one, layers = caches[0], []
+    while one.layers:  # each part of a layer is freed once it is copied
+        layers.append(RoomyLayer.joined([cache.layers.pop(0) for cache in caches], tokens))
+    one.layers = layers
     return one
 
 

@@ -23,7 +23,7 @@ from multiprocessing import connection, forkserver, resource_tracker
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from pobench.orphans import end_with, has_ended
+from pobench.orphans import as_starter, end_with, has_ended
 from pobench.printing import say
 from pobench.training import leaving
 
@@ -50,8 +50,8 @@ def _context(preload: Sequence[str]) -> Any:
 
 def _ensure_server() -> None:
     resource_tracker.ensure_running()  # it unblocks signals
-    with leaving.blocked():
-        forkserver.ensure_running()  # which inherits that they are
+    with leaving.blocked(), as_starter():
+        forkserver.ensure_running()  # which inherits that they are, and by whom it was started
 
 
 def run_each(function: Callable[..., int], each: Sequence[tuple[Any, ...]], preload: Sequence[str]) -> int:

@@ -27,6 +27,7 @@ from pobench.data.sampled import sampled_rows
 from pobench.data.shapes import load_preferences
 from pobench.errors import PobenchError, UnknownNameError
 from pobench.model.device import bf16_pays, device_memory, layout_of_devices, peak_flops
+from pobench.model.generate import MOST_TOKENS
 from pobench.model.shape import ModelShape, shape_of
 from pobench.model.vllm import missing
 from pobench.registry import get_loss, judges
@@ -457,10 +458,9 @@ def answering_of(job: Job, shape: ModelShape) -> AnsweringMemory:
     narrow = job.answers.precision == "bf16" or (
         job.answers.precision == "auto" and not _for_a_processor(shape.parameters)
     )
-    answers = job.answers
-    return answering_memory(
-        shape, answers.batch_size, job.data.max_prompt_length, answers.max_new_tokens, 2.0 if narrow else 4.0
-    )
+    answers, prompt = job.answers, job.data.max_prompt_length
+    rows = min(answers.batch_size, max(1, MOST_TOKENS // prompt))
+    return answering_memory(shape, rows, prompt, answers.max_new_tokens, 2.0 if narrow else 4.0)
 
 
 def _for_a_processor(size: int) -> bool:

@@ -33,6 +33,7 @@ from pobench.runs.worker import run
 from pobench.settings.job import Job
 from pobench.settings.resolve import resolve
 from pobench.shards import Share, forget_claims
+from pobench.sources import OFFLINE, work_offline
 from pobench.training.leaving import INTERRUPTED
 
 LOCK = ".lease"  # in a setting's folder of runs, while a command is at work there
@@ -223,7 +224,9 @@ def why_failed(task: Task, status: int) -> str | None:
 def _fork(*tasks: Task) -> int:
     """Run the tasks at one time, each in a child. Returns the status of the first task, or that of another one that fails; then
     all end."""
-    return run_each(_in_child, [(task, environment()) for task in tasks], _imported_once())
+    # The server may be older than what this command has found out about the hub (`ask_hub`).
+    offline = {OFFLINE: os.environ[OFFLINE]} if OFFLINE in os.environ else {}
+    return run_each(_in_child, [(task, {**environment(), **offline}) for task in tasks], _imported_once())
 
 
 def _imported_once() -> list[str]:
@@ -245,6 +248,8 @@ def _in_child(task: Task, variables: dict[str, str]) -> int:
         import torch
 
         torch.set_num_threads(int(variables["OMP_NUM_THREADS"]))
+    if variables.get(OFFLINE, "").upper() in ("1", "ON", "YES", "TRUE"):  # likewise the hub's client
+        work_offline()
     if task.share.world > 1:
         _keep_to_share(task.share)
     return run(task)

@@ -10,10 +10,10 @@ from __future__ import annotations
 import os
 import sys
 
-from pobench.orphans import end_with
+from pobench.orphans import STARTER, end_with
 from pobench.training import leaving
 
 SERVER = os.getpid()  # so that a child knows whether it has ended meanwhile
 leaving.block()
 if sys.platform == "linux":
-    end_with(os.getppid())  # until `fork_server_ready`: the other imports take seconds
+    end_with(int(os.environ.get(STARTER) or os.getppid()))  # until `fork_server_ready`: the other imports take seconds

@@ -430,3 +430,8 @@ def test_a_configuration_of_more_layers_than_any_model_has_is_refused_before_the
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "num_hidden_layers": 10**12}))
     with pytest.raises(PobenchError, match="num_hidden_layers 1000000000000; at most 10000"):
         sources.read_config(tmp_path)
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "gemma3", "text_config": {"num_hidden_layers": 10**12}})
+    )
+    with pytest.raises(PobenchError, match="num_hidden_layers 1000000000000"):
+        sources.read_config(tmp_path)

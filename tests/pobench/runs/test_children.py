@@ -185,6 +185,18 @@ def test_a_server_that_imports_ends_with_a_command_that_is_killed(command, tmp_p
     assert process.communicate(timeout=600) == ("", "")  # as soon as nobody has the pipes any more
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it ends when it has imported")
+def test_a_server_whose_command_has_ended_before_python_began_imports_nothing_more() -> None:
+    script = "import pobench.runs.fork_server; print('goes on')"
+    server = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "POBENCH_STARTER": str(2**22)},
+        capture_output=True,
+        text=True,
+    )
+    assert (server.returncode, server.stdout) == (-signal.SIGKILL, "")
+
+
 def test_a_child_that_is_gone_is_not_waited_for_where_the_server_does_not_say_so(command, tmp_path) -> None:
     process = command("""
 from multiprocessing import forkserver

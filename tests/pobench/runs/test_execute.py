@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from typing import Any
 
+import huggingface_hub
 import pytest
 
+from pobench.errors import PobenchError
 from pobench.results.run_folder import RunFolder
 from pobench.runs import execute as execution
 from pobench.runs.execute import execute
 from pobench.runs.executor import make_executor
 from pobench.runs.pool import Share, pool, run_alone, share
+from pobench.settings.resolve import resolve
 
 
 @pytest.fixture
@@ -53,6 +58,58 @@ def test_two_tasks_run_at_one_time_and_each_after_what_it_reads(plan_here, made,
     statuses = {title.partition(",")[0].casefold(): outcome.status for title, outcome in outcomes.items()}
     assert (statuses["simpo"], statuses["dpo"]) == ("finished", "failed")
     assert not [event for event in made if "/dpo-" in event[1] and not event[2]], "a model that failed answers nothing"
+
+
+@pytest.mark.parametrize(
+    ("words", "begun"),
+    [
+        (("run", "--losses", "simpo"), ["server", "plan"]),
+        (("run", "--losses", "simpo", "--dry-run"), ["plan"]),
+        (("run", "--losses", "simpo", "--detach"), ["plan"]),
+        (("study", "main-table", "--losses", "simpo"), ["server", "plan"]),
+        (("study", "main-table", "--losses", "simpo", "--dry-run"), ["plan"]),
+    ],
+)
+def test_what_forks_the_jobs_begins_before_the_plan_is_made(words, begun, setting, pobench_cli, tmp_path, monkeypatch):
+    events = []
+
+    def plan(*jobs: Any, **how: Any) -> None:
+        events.append("plan")
+        raise PobenchError("no plan")
+
+    monkeypatch.setattr(execution, "start_server", lambda preload: events.append("server"))
+    monkeypatch.setattr("pobench.runs.plan.make_plan", plan)
+    monkeypatch.setattr("pobench.workflows.study.make_plan", plan)
+    status, _, err = pobench_cli(*words, "--setting", str(tmp_path / "small.yaml"))
+    assert (status, events) == (2, begun) and "no plan" in err
+
+
+def test_no_server_begins_early_for_several_processes_or_where_benchmarks_want_more_of_it(
+    setting, tmp_path, monkeypatch
+):
+    begun = []
+    monkeypatch.setattr(execution, "start_server", begun.append)
+    (job,) = resolve(str(tmp_path / "small.yaml"), "simpo")
+    execution.expect_tasks([replace(job, benchmarks={"mt_bench": {}})])
+    monkeypatch.setattr(execution, "process_count", lambda: 2)
+    execution.expect_tasks([job])
+    assert begun == []
+    monkeypatch.setattr(execution, "process_count", lambda: 1)
+    execution.expect_tasks([job])
+    assert begun == [["pobench.runs.execute"]]
+
+
+def test_what_a_command_found_out_about_the_hub_reaches_children_of_an_older_server(plan_here, monkeypatch) -> None:
+    (task, *_), given = plan_here("simpo").tasks, []
+    monkeypatch.undo()
+    monkeypatch.setattr(execution, "run_each", lambda function, each, preload: given.extend(each) or 0)
+    monkeypatch.setattr(execution, "run", lambda task: 0)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert execution._fork(task) == 0 and given[0][1]["HF_HUB_OFFLINE"] == "1"
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    assert execution._in_child(*given[0]) == 0
+    assert huggingface_hub.constants.HF_HUB_OFFLINE and os.environ["HF_HUB_OFFLINE"] == "1"
 
 
 def test_an_interrupted_pool_marks_no_run_as_failed(plan_here, monkeypatch) -> None:
