@@ -61,7 +61,7 @@ def sample_answers(selection: Selection, count: int = SAMPLE_PROMPTS) -> list[Sa
     if selection.frames["answers"]["text"].isna().all():  # also where there are no answers
         return []
     firsts = _first_answers(selection)
-    judged = _judged(selection.frames["verdicts"], _judge_of(selection))
+    judged = _judged(selection.frames["verdicts"], main_judge(selection.frames["verdicts"]))
     shown = []
     for prompt in _answered_by_most(firsts.values())[:count]:
         rows = {arm: frame.loc[prompt] for arm, frame in firsts.items() if prompt in frame.index}
@@ -258,7 +258,7 @@ def _json(data: Any) -> bytes:
 
 def _payload(selection: Selection, firsts: Mapping[Arm, pd.DataFrame], prompts: Sequence[Any]) -> dict[str, Any]:
     verdicts = selection.frames["verdicts"]
-    judged = _judged(verdicts, _judge_of(selection))
+    judged = _judged(verdicts, main_judge(selection.frames["verdicts"]))
     arms = []
     for arm, frame in firsts.items():
         run = str(frame["run"].iloc[0])
@@ -341,11 +341,6 @@ def _battles(selection: Selection, firsts: Mapping[Arm, pd.DataFrame], prompts: 
         reasons = _filled({"reason": [_valid(_or_empty(reason)) or None for reason in own["reason"]]})
         battles.append({"first": place[str(run)], "second": place[str(opponent)], **verdict, **reasons})
     return battles
-
-
-def _judge_of(selection: Selection) -> str:
-    """The main judge; "" where there is none."""
-    return main_judge(selection.frames["verdicts"])
 
 
 def _judged(verdicts: pd.DataFrame, judge: str) -> dict[tuple[Any, Any, Any], Verdict]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from pobench.columns import FRAMES
-from pobench.results.arms import Arm, judges_of
+from pobench.results.arms import Arm, main_judge
 from pobench.results.comparable import groups_of
 from pobench.results.contrast import Values
 from pobench.results.equal_tuning import equally_tuned
@@ -100,7 +100,7 @@ def _graded_alike(settings: Settings, *names: str) -> list[Evidence | None]:
     judged = [e.verdicts for e in found if e is not None and e.verdicts is not None and len(e.verdicts)]
     if len(judged) < len(names):
         return [None] * len(names)
-    main = {judges_of(verdicts)[0] for verdicts in judged}
+    main = {main_judge(verdicts) for verdicts in judged}
     beside = any(_against(verdicts).eq("start").any() for verdicts in judged)
     return [None] * len(names) if len(main) > 1 or beside else list(found)
 

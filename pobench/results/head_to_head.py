@@ -16,7 +16,7 @@ COLUMNS = ("first", "second", "score", "length", "prompt", "seed")
 
 def compares(verdicts: pd.DataFrame) -> bool:
     """Whether the main judge looks at two answers."""
-    return bool((_main(verdicts, verdicts)["against"] == "start").any())
+    return bool((by_main_judge(verdicts, verdicts)["against"] == "start").any())
 
 
 def battles_of(
@@ -33,10 +33,10 @@ def battles_of(
     number, ties half; one battle a prompt and seed.
     """
     if not compares(verdicts):
-        return Battles.of(_scored(runs, _main(verdicts, verdicts), arms))
-    met = [_beside_start(_main(verdicts, verdicts), answers, arms)]
+        return Battles.of(_scored(runs, by_main_judge(verdicts, verdicts), arms))
+    met = [_beside_start(by_main_judge(verdicts, verdicts), answers, arms)]
     if comparisons is not None and len(comparisons):
-        met.append(_main(comparisons, verdicts))
+        met.append(by_main_judge(comparisons, verdicts))
     place = {run: number for number, arm in enumerate(arms) for run in arm.runs}
     both = pd.concat(met, ignore_index=True)
     both = both[both["run"].isin(list(place)) & both["opponent"].isin(list(place))]
@@ -53,10 +53,6 @@ def battles_of(
             }
         )
     )
-
-
-def _main(frame: pd.DataFrame, verdicts: pd.DataFrame) -> pd.DataFrame:
-    return by_main_judge(frame, verdicts)
 
 
 def _beside_start(verdicts: pd.DataFrame, answers: pd.DataFrame, arms: Sequence[Arm]) -> pd.DataFrame:

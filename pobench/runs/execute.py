@@ -248,7 +248,7 @@ def _in_child(task: Task, variables: dict[str, str]) -> int:
         import torch
 
         torch.set_num_threads(int(variables["OMP_NUM_THREADS"]))
-    if variables.get(OFFLINE, "").upper() in ("1", "ON", "YES", "TRUE"):  # likewise the hub's client
+    if variables.get(OFFLINE) == "1":  # likewise the hub's client
         work_offline()
     if task.share.world > 1:
         _keep_to_share(task.share)
