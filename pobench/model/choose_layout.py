@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pobench.errors import PobenchError
 from pobench.model.flex import BLOCK
+from pobench.model.layouts import ROOT_LEAST, root_of
 from pobench.model.liger import NAME as LIGER
 from pobench.model.logps import ResponseLogps
 from pobench.model.sharding import forget, give_back, is_sharded
@@ -104,8 +105,12 @@ class _Proof:
     def of(self, name: str, way: str) -> str:
         """How closely the layout agrees, in words; "" if it does not agree, and then a fault is added."""
         blocks = name == "shared_prefix" and self.policy.attention == "blocks"
+        trials = [self.groups]
         # Kernels are compiled for the first width of rows, and again when the width changes: both are tried.
-        trials = [self.groups, [*map(_longer, self.groups), *self.groups]] if blocks else [self.groups]
+        if blocks:
+            trials.append([*map(_longer, self.groups), *self.groups])
+        if self.policy.layout(name).shares_root and not root_of(self.groups):
+            trials.append(_rooted(self.groups))
         called = f"{name} {way}".rstrip()
         try:
             difference = max(self._difference(name, trial, blocks) for trial in trials)
@@ -172,6 +177,12 @@ def _telling(policy: ResponseLogps, groups: Sequence[Group]) -> list[Group]:
 
 def _extent(group: Group) -> int:
     return len(group.prompt) + max(map(len, group.responses))
+
+
+def _rooted(groups: Sequence[Group]) -> list[Group]:
+    """Two groups whose prompts begin alike, made of the first one and the last."""
+    begin = (groups[0].prompt * ROOT_LEAST)[:ROOT_LEAST]
+    return [group._replace(prompt=begin + group.prompt) for group in (groups[0], groups[-1])]
 
 
 def _longer(group: Group) -> Group:

@@ -60,7 +60,7 @@ def block_mask(batch: Batch, window: int | None = None) -> BlockMask:
     nothing is read from the device and no (width × width) matrix is built."""
     rows, width = batch.input_ids.shape
     device = batch.input_ids.device
-    blocks = _visible_blocks(batch.places, rows, width // BLOCK, window)
+    blocks = _visible_blocks(batch.places, rows, width // BLOCK, window, batch.root)
     partly, of_partly, wholly, of_wholly = (t.to(device, non_blocking=True) for kind in blocks for t in _listed(kind))
     return BlockMask.from_kv_blocks(
         partly,
@@ -73,27 +73,34 @@ def block_mask(batch: Batch, window: int | None = None) -> BlockMask:
     )
 
 
-def _visible_blocks(places: Sequence[Place], rows: int, blocks: int, window: int | None) -> tuple[Tensor, Tensor]:
+def _visible_blocks(
+    places: Sequence[Place], rows: int, blocks: int, window: int | None, root: int
+) -> tuple[Tensor, Tensor]:
     """Two masks, (rows, blocks of queries, blocks of keys) bool: some queries see some keys, but not all see all; and every
-    query sees every key."""
+    query sees every key. root: how many tokens at the row's start belong to all groups."""
     partly = torch.eye(blocks, dtype=torch.bool).repeat(rows, 1, 1)  # every token sees itself
     pairs = torch.zeros(partly.shape, dtype=torch.int32)  # number of (query, key) pairs that certainly see each other
+
+    def count(row: int, own: list[tuple[int, range]], seen: list[tuple[int, range]]) -> None:
+        for (q, queries), (k, keys) in product(own, seen):
+            # The ranges hold positions. All keys of an earlier block come before the query.
+            if k >= q or (window is not None and queries.start - keys[-1] >= window):
+                continue
+            partly[row, q, k] = True
+            if window is None or queries[-1] - keys.start < window:
+                pairs[row, q, k] += len(queries) * len(keys)
+
+    of_root = _cut(range(root), 0)
+    if root:
+        count(0, of_root, of_root)
     for row, start, prompt, responses in places:
         at = start + prompt
-        of_prompt = _cut(range(start, at), 0)
-        spans = [of_prompt]
+        before = of_root + _cut(range(start, at), root)
+        count(row, before[len(of_root) :], before)
         for tokens in responses:
-            spans.append(_cut(range(at, at + tokens), prompt))
+            own = _cut(range(at, at + tokens), root + prompt)
+            count(row, own, before + own)
             at += tokens
-        for own in spans:
-            seen = own if own is of_prompt else of_prompt + own
-            for (q, queries), (k, keys) in product(own, seen):
-                # The ranges hold positions. All keys of an earlier block come before the query.
-                if k >= q or (window is not None and queries.start - keys[-1] >= window):
-                    continue
-                partly[row, q, k] = True
-                if window is None or queries[-1] - keys.start < window:
-                    pairs[row, q, k] += len(queries) * len(keys)
     wholly = pairs == BLOCK**2
     return partly & ~wholly, wholly
 

@@ -5,7 +5,9 @@ A `Group` is one prompt with any number of responses. Both layouts give, for eve
 predecessor (for a response's first token, the prompt's last). `logps.py` computes log-probabilities from that.
 
     shared_prefix   [prompt | chosen | rejected] in one row, several groups a row. The prompt is computed once; each
-                    response sees the prompt and itself. Position ids restart behind the prompt.
+                    response sees the prompt and itself. Position ids restart behind the prompt. What the prompts of all
+                    groups begin with, such as a system message, is computed once for all of them:
+                    [root | rest of prompt 1 | chosen 1 | rejected 1 | rest of prompt 2 | …]
     padded          [prompt | response], one row each, padded on the right: for models that take no custom mask.
 """
 
@@ -27,10 +29,18 @@ PAD = 0  # any valid id: a pad is never attended to by a token and never predict
 # The width of rows is a multiple of this. A processor's matrix kernels are compiled for each shape and cached. Recurring widths
 # reuse them, which saves memory, and more time than the pads cost.
 WIDTH_STEP = 32
+# The fewest tokens that all prompts of a row have to begin with to be laid out once. Fewer save less than their part of the
+# attention costs.
+ROOT_LEAST = 8
+NO_GROUP, ALL_GROUPS = (
+    -1,
+    -2,
+)  # instead of a group's index: of a pad, and of a token that all groups of a row begin with
 
 
 class Place(NamedTuple):
-    """The place of a group in a row: its prompt from `start` on, then its responses. prompt, responses: numbers of tokens."""
+    """The place of a group in a row: its prompt from `start` on, without the row's root, then its responses. prompt,
+    responses: numbers of tokens."""
 
     row: int
     start: int
@@ -42,12 +52,13 @@ class Place(NamedTuple):
 class Batch:
     """A micro-batch on its device.
 
-    input_ids, position_ids: (rows, width). member: (rows, width) the group of each token, -1 for a pad; None: the model makes
-    its own causal mask. branch: (rows, width) 0 for the prompt, k for its k-th response. window: the model's sliding
-    window in positions, or None.
+    input_ids, position_ids: (rows, width). member: (rows, width) the group of each token, NO_GROUP for a pad, ALL_GROUPS in
+    the root; None: the model makes its own causal mask. branch: (rows, width) 0 for the prompt, k for its k-th response.
+    window: the model's sliding window in positions, or None.
     previous: (tokens,) flat index into rows × width of each response token's predecessor.
     target: (tokens,) the response tokens' ids. sequence: (tokens,) the response each belongs to, counted group by group.
-    responses: the number of responses. places: of the groups, where each lies in one row.
+    responses: the number of responses. places: of the groups, where each lies in one row. root: how many tokens, the first
+    of the only row, all prompts begin with.
     """
 
     input_ids: Tensor
@@ -60,6 +71,7 @@ class Batch:
     sequence: Tensor
     responses: int
     places: tuple[Place, ...] = ()
+    root: int = 0
 
     def to(self, device: torch.device) -> Batch:
         tensors = {f.name: v for f in fields(self) if isinstance(v := getattr(self, f.name), Tensor)}
@@ -68,17 +80,18 @@ class Batch:
 
     def sees(self, window: int | None = None) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
         """A function of indices (row, head, query, key) that tells whether the query may attend to the key: the key has to be
-        an earlier token of its prompt or its own response, less than `window` positions before it. Indices broadcast."""
+        an earlier token of its prompt, root included, or of its own response, less than `window` positions before it. Indices
+        broadcast."""
         member, branch, position = self.member, self.branch, self.position_ids
         assert member is not None and branch is not None
 
         def sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            of = branch[row, key]
+            of, whose, mine = branch[row, key], member[row, key], member[row, query]
             visible = (
-                (member[row, query] == member[row, key]) & ((of == 0) | (of == branch[row, query])) & (query >= key)
+                ((mine == whose) | (whose == ALL_GROUPS)) & ((of == 0) | (of == branch[row, query])) & (query >= key)
             )
             # A pad attends to itself alone: a row of a mask without any True is NaN in a softmax.
-            visible = visible & ((member[row, query] >= 0) | (query == key))
+            visible = visible & ((mine != NO_GROUP) | (query == key))
             return visible if window is None else visible & (position[row, query] - position[row, key] < window)
 
         return sees
@@ -94,6 +107,11 @@ class Layout(Protocol):
     """Plans micro-batches under a token budget, and builds each."""
 
     name: str
+
+    @property
+    def shares_root(self) -> bool:
+        """Whether what all prompts of a micro-batch begin with is laid out once."""
+        ...
 
     def tokens(self, group: Group) -> int:
         """The tokens that a group takes from a budget, without pads."""
@@ -185,8 +203,8 @@ def _longest_first(tokens: Sequence[int], bins: int) -> list[list[int]]:
 class SharedPrefix:
     """A row holds a prompt and its responses. Short groups share a row, up to the width of the longest group.
 
-    one_row: put all groups of a micro-batch into one row. It suits attention that skips pairs of groups, whose cost does not
-    grow with the row's width.
+    one_row: put all groups of a micro-batch into one row, and what all their prompts begin with there once (`root_of`). It
+    suits attention that skips pairs of groups, whose cost does not grow with the row's width.
     """
 
     name = "shared_prefix"
@@ -195,6 +213,10 @@ class SharedPrefix:
         """width_step: a row's width is a multiple of it."""
         self.width_step, self.one_row = width_step, one_row
 
+    @property
+    def shares_root(self) -> bool:
+        return self.one_row
+
     def tokens(self, group: Group) -> int:
         return group.tokens
 
@@ -202,7 +224,8 @@ class SharedPrefix:
         """Place the longest groups first. With `one_row`, each goes into the fullest micro-batch that has room for it."""
         order = sorted(range(len(groups)), key=lambda i: (-groups[i].tokens, i))
         if self.one_row:
-            return _best_fit(order, groups, budget // self.width_step * self.width_step)
+            root = root_of(groups)
+            return _best_fit(order, groups, budget // self.width_step * self.width_step - root, root)
         # The first (longest) group of a micro-batch sets the width of its rows.
         batches: list[list[int]] = []
         room: list[int] = []  # free tokens in each row of the open micro-batch
@@ -225,31 +248,38 @@ class SharedPrefix:
         return batches
 
     def collate(self, groups: Sequence[Group], window: int | None = None) -> Batch:
-        tokens = [g.tokens for g in groups]
-        width = self._width(sum(tokens) if self.one_row else max(tokens))
-        rows = _first_fit(range(len(groups)), groups, width)  # as planned
+        root = root_of(groups) if self.one_row else 0
+        tokens = [g.tokens - root for g in groups]
+        width = self._width(root + sum(tokens) if self.one_row else max(tokens))
+        # as planned
+        rows = [list(range(len(groups)))] if self.one_row else _first_fit(range(len(groups)), groups, width)
 
         first = [0]
         for group in groups:
             first.append(first[-1] + len(group.responses))
         ids = torch.full((len(rows), width), PAD)
         position = torch.zeros((len(rows), width), dtype=torch.long)
-        member = torch.full((len(rows), width), -1)  # which group a token belongs to; -1: pad
+        member = torch.full((len(rows), width), NO_GROUP)
         branch = torch.zeros((len(rows), width), dtype=torch.long)  # 0: prompt, k: its k-th response
+        if root:
+            ids[0, :root] = torch.tensor(groups[0].prompt[:root])
+            position[0, :root] = torch.arange(root)
+            member[0, :root] = ALL_GROUPS
         places: list[Place] = []
         # one list for each response, in the order of responses
         previous: list[list[int]] = [[] for _ in range(first[-1])]
         for r, row_groups in enumerate(rows):
-            at = 0
+            at = root
             for i in row_groups:
                 prompt, responses = groups[i].prompt, groups[i].responses
                 p = len(prompt)
-                places.append(Place(r, at, p, tuple(map(len, responses))))
-                ids[r, at : at + p] = torch.tensor(prompt)
-                position[r, at : at + p] = torch.arange(p)
-                member[r, at : at + groups[i].tokens] = i
-                last_of_prompt = r * width + at + p - 1
-                at += p
+                own = p - root
+                places.append(Place(r, at, own, tuple(map(len, responses))))
+                ids[r, at : at + own] = torch.tensor(prompt[root:], dtype=torch.long)
+                position[r, at : at + own] = torch.arange(root, p)
+                member[r, at : at + tokens[i]] = i
+                last_of_prompt = r * width + (at + own if own else root) - 1
+                at += own
                 for k, response in enumerate(responses):
                     n = len(response)
                     ids[r, at : at + n] = torch.tensor(response)
@@ -258,18 +288,30 @@ class SharedPrefix:
                     here = r * width + at
                     previous[first[i] + k] = [last_of_prompt, *range(here, here + n - 1)]
                     at += n
-        return _batch(ids, position, member, branch, window, previous, groups, tuple(places))
+        return _batch(ids, position, member, branch, window, previous, groups, tuple(places), root)
 
     def _width(self, tokens: int) -> int:
         return -(-tokens // self.width_step) * self.width_step
 
 
-def _best_fit(order: Sequence[int], groups: Sequence[Group], size: int) -> list[list[int]]:
-    """As `_first_fit`, but each group goes into the fullest bin with room for it, found by bisection."""
+def root_of(groups: Sequence[Group]) -> int:
+    """How many tokens the prompts of all groups begin with; 0 if there are fewer than two groups, or than ROOT_LEAST tokens."""
+    if len(groups) < 2:
+        return 0
+    least, most = (
+        min(g.prompt for g in groups),
+        max(g.prompt for g in groups),
+    )  # all others lie between, so begin likewise
+    common = next((i for i, (a, b) in enumerate(zip(least, most, strict=False)) if a != b), min(len(least), len(most)))
+    return common if common >= ROOT_LEAST else 0
+
+
+def _best_fit(order: Sequence[int], groups: Sequence[Group], size: int, root: int) -> list[list[int]]:
+    """As `_first_fit`, but each group goes, without its root, into the fullest bin with room for it, found by bisection."""
     bins: list[list[int]] = []
     room: list[tuple[int, int]] = []  # (free tokens, bin), sorted
     for i in order:
-        need = groups[i].tokens
+        need = groups[i].tokens - root
         at = bisect_left(room, (need, 0))
         if at < len(room):
             free, place = room.pop(at)
@@ -302,6 +344,7 @@ class Padded:
     """One row for each response, with the prompt repeated, padded on the right."""
 
     name = "padded"
+    shares_root = False
 
     def tokens(self, group: Group) -> int:
         """The prompt counts once for each response."""
@@ -350,6 +393,7 @@ def _batch(
     previous: list[list[int]],
     groups: Sequence[Group],
     places: tuple[Place, ...] = (),
+    root: int = 0,
 ) -> Batch:
     responses: list[Sequence[int]] = [r for g in groups for r in g.responses]
     if any(g.learnt for g in groups):
@@ -367,4 +411,5 @@ def _batch(
         sequence=torch.repeat_interleave(torch.tensor([len(r) for r in responses])),
         responses=len(responses),
         places=places,
+        root=root,
     )

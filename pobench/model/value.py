@@ -28,12 +28,12 @@ class Prompts(NamedTuple):
 
     @classmethod
     def of(cls, batch: Batch) -> Prompts:
-        """A prompt lies in its row in one piece, and ends where its responses' first tokens are predicted."""
+        """A prompt lies in its row in one piece, but for its root, and ends where its responses' first tokens are predicted."""
         responses = torch.arange(batch.responses, device=batch.sequence.device)
         ends, owner = batch.previous[torch.searchsorted(batch.sequence, responses)].unique(return_inverse=True)
         last = batch.position_ids.flatten()[ends]
         place = torch.arange(int(last.max()) + 1, device=ends.device)
-        at = (ends - last)[:, None] + place
+        at = torch.where(place < batch.root, place, (ends - last)[:, None] + place)
         inside = place <= last[:, None]
         ids = batch.input_ids.flatten()[torch.where(inside, at, 0)]
         return cls(ids.masked_fill(~inside, PAD), last, owner)

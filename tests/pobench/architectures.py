@@ -52,10 +52,15 @@ def tiny(name: str, attention: str = "sdpa"):
     return model.eval()
 
 
-def some_groups(n: int = 7, seed: int = 0) -> list[Group]:
+def some_groups(n: int = 7, seed: int = 0, root: int = 0) -> list[Group]:
+    """root: how many tokens all prompts begin with. Then the last group's prompt is these alone."""
     rng = random.Random(seed)
 
     def ids(low: int, high: int) -> tuple[int, ...]:
         return tuple(rng.randrange(1, 97) for _ in range(rng.randint(low, high)))
 
-    return [Group(ids(1, 20), tuple(ids(1, 15) for _ in range(rng.randint(1, 3)))) for _ in range(n)]
+    groups = [Group(ids(1, 20), tuple(ids(1, 15) for _ in range(rng.randint(1, 3)))) for _ in range(n)]
+    if root:
+        begin = tuple(rng.randrange(1, 97) for _ in range(root))
+        groups = [g._replace(prompt=begin + (() if g is groups[-1] else g.prompt)) for g in groups]
+    return groups

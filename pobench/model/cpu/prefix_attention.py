@@ -2,6 +2,8 @@
 
     [prompt | chosen | rejected]     prompt and chosen are one causal sequence; rejected sees the prompt and itself
 
+A root, with which all prompts of a row begin, lies before them once; what follows sees it.
+
 Most of a row's (width × width) scores are masked: the upper half of a causal triangle, chosen against rejected, groups that
 share a row, pads. The rest is cut into blocks of queries, each with the keys up to its last query. A block takes a few matrix
 products over two reused scratch buffers. All is fp32, whatever the type of the model's products: bf16 scores would be
@@ -48,16 +50,20 @@ class _Carried(NamedTuple):
     whole: Callable[[], Tensor]
 
 
-def parts_of(places: Sequence[Place], window: int | None = None) -> list[Part]:
-    """The parts of all groups. window: a token sees only tokens less than so many positions before it."""
-    parts = []
+def parts_of(places: Sequence[Place], window: int | None = None, root: int = 0) -> list[Part]:
+    """The parts of all groups. window: a token sees only tokens less than so many positions before it. root: how many tokens
+    at the row's start belong to all groups."""
+    of_root = slice(0, root)
+    parts = [Part(0, of_root, (of_root,), _triangle(root, window), True)] if root else []
+    before = (of_root,) if root else ()
     for row, start, prompt, (first, *others) in places:
         of_prompt, at = slice(start, start + prompt), start + prompt + first
-        queries = slice(start, at)
-        parts.append(Part(row, queries, (queries,), _triangle(prompt + first, window), True))
+        queries, asked = slice(start, at), root + prompt
+        parts.append(Part(row, queries, (*before, queries), _triangle(asked + first, window)[root:], True))
         for tokens in others:
             queries = slice(at, at + tokens)
-            parts.append(Part(row, queries, (of_prompt, queries), _triangle(prompt + tokens, window)[prompt:], True))
+            keys = (*before, *([of_prompt] if prompt else []), queries)
+            parts.append(Part(row, queries, keys, _triangle(asked + tokens, window)[asked:], True))
             at += tokens
     return parts
 
@@ -88,7 +94,7 @@ def mask_of_parts(batch: Batch, window: int | None, dtype: torch.dtype) -> Tenso
     """The mask of a shared-prefix batch, as one that stands for its parts."""
     rows, width = batch.input_ids.shape
     build_matrix = partial(_whole, batch, window, dtype)
-    return standing_for(parts_of(batch.places, window), build_matrix, (rows, 1, width, width), dtype)
+    return standing_for(parts_of(batch.places, window, batch.root), build_matrix, (rows, 1, width, width), dtype)
 
 
 def _whole(batch: Batch, window: int | None, dtype: torch.dtype) -> Tensor:

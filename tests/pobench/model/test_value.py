@@ -39,12 +39,12 @@ def valued(start_model: Any) -> ResponseLogps:
     return policy
 
 
-def by_hand(policy: ResponseLogps, start_model: Any) -> Tensor:
+def by_hand(policy: ResponseLogps, start_model: Any, groups: list[Group]) -> Tensor:
     """Each prompt by itself, through the start model."""
     assert policy.value is not None
-    states = [start_model.base_model(torch.tensor([g.prompt])).last_hidden_state[0, -1] for g in GROUPS]
+    states = [start_model.base_model(torch.tensor([g.prompt])).last_hidden_state[0, -1] for g in groups]
     values = policy.value.head(torch.stack(states))[:, 0]
-    return values.repeat_interleave(torch.tensor([len(g.responses) for g in GROUPS]))
+    return values.repeat_interleave(torch.tensor([len(g.responses) for g in groups]))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -52,8 +52,15 @@ def test_each_response_has_the_value_of_its_prompt_alone(layout, valued, start_m
     batch = LAYOUTS[layout].collate(GROUPS)
     sums, values = valued(batch, valued=True)
     assert torch.equal(sums, valued(batch))
-    assert torch.allclose(values, by_hand(valued, start_model), atol=1e-5)
+    assert torch.allclose(values, by_hand(valued, start_model, GROUPS), atol=1e-5)
     assert len({round(v, 3) for v in values.tolist()}) == len(GROUPS)
+
+
+def test_a_prompt_is_read_whole_where_its_row_has_a_root_and_where_it_is_the_root(valued, start_model) -> None:
+    groups = [g._replace(prompt=tuple(range(9)) + rest) for g, rest in zip(GROUPS, [(5,), (6, 6), ()], strict=True)]
+    batch = LAYOUTS["one row"].collate(groups)
+    assert batch.root == 9
+    assert torch.allclose(valued(batch, valued=True)[1], by_hand(valued, start_model, groups), atol=1e-5)
 
 
 def test_a_packed_row_has_each_prompt_once() -> None:

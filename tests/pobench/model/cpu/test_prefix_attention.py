@@ -23,18 +23,24 @@ from pobench.model.cpu.prefix_attention import (
     whole_mask,
     whole_rows,
 )
-from pobench.model.layouts import Batch, get_layout
+from pobench.model.layouts import NO_GROUP, ROOT_LEAST, Batch, get_layout
 from pobench.model.logps import ResponseLogps
 from pobench.types import Group
 
 SCALE = 0.3
 responses = st.lists(st.integers(1, 9), min_size=1, max_size=3)
 rows = st.lists(st.tuples(st.integers(1, 9), responses), min_size=1, max_size=4)
+roots = st.sampled_from([None, 0, ROOT_LEAST, 17])
 
 
-def batch_of(lengths: list[tuple[int, list[int]]]) -> Batch:
-    groups = [Group((1,) * prompt, tuple((2,) * n for n in answers)) for prompt, answers in lengths]
-    return get_layout("shared_prefix", width_step=8).collate(groups)
+def batch_of(lengths: list[tuple[int, list[int]]], root: int | None = None) -> Batch:
+    """root: put all groups in one row, and this many tokens before each prompt; None: several rows. One prompt more in length
+    makes it end in another token, so no more than that is shared but where the lengths are equal."""
+    groups = [
+        Group((1,) * (root or 0) + (3 + prompt,) * prompt, tuple((2,) * n for n in answers))
+        for prompt, answers in lengths
+    ]
+    return get_layout("shared_prefix", width_step=8, one_row=root is not None).collate(groups)
 
 
 def projections(
@@ -45,48 +51,56 @@ def projections(
     shape, kept = batch.input_ids.shape, heads // shared
     q, k, v, slope = (torch.randn(*shape, n, 3, generator=draw, dtype=dtype) for n in (heads, kept, kept, heads))
     assert batch.member is not None
-    return [q.requires_grad_(), k.requires_grad_(), v.requires_grad_(), slope * (batch.member >= 0)[..., None, None]]
+    return [
+        q.requires_grad_(),
+        k.requires_grad_(),
+        v.requires_grad_(),
+        slope * (batch.member != NO_GROUP)[..., None, None],
+    ]
 
 
 @settings(max_examples=40)
-@given(rows, st.sampled_from([None, 3, 8]), st.sampled_from([2, 5, 128]))
-def test_value_and_gradients_are_those_of_masked_attention(lengths, window, queries) -> None:
-    batch = batch_of(lengths)
+@given(rows, roots, st.sampled_from([None, 3, 8]), st.sampled_from([2, 5, 128]))
+def test_value_and_gradients_are_those_of_masked_attention(lengths, root, window, queries) -> None:
+    batch = batch_of(lengths, root)
     mask = added_mask(batch.mask(window), torch.float32)
     q, k, v, slope = projections(batch)
     repeated = (t.transpose(1, 2).repeat_interleave(n, 1) for t, n in ((q, 1), (k, 2), (v, 2)))
     want = scaled_dot_product_attention(*repeated, attn_mask=mask, scale=SCALE).transpose(1, 2)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prefix_attention, "QUERIES", queries)
-        got = PrefixAttention.apply(q, k, v, SCALE, parts_of(batch.places, window))
+        got = PrefixAttention.apply(q, k, v, SCALE, parts_of(batch.places, window, batch.root))
         gots = torch.autograd.grad((got * slope).sum(), (q, k, v))
     wants = torch.autograd.grad((want * slope).sum(), (q, k, v))
-    real = batch.member >= 0
+    real = batch.member != NO_GROUP
     torch.testing.assert_close(got[real], want[real], atol=1e-5, rtol=1e-5)
     for ours, theirs in zip(gots, wants, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
 
 
 @settings(max_examples=40)
-@given(rows)
-def test_the_parts_hold_every_token_once_and_all_that_it_sees(lengths) -> None:
-    batch = batch_of(lengths)
+@given(rows, roots)
+def test_the_parts_hold_every_token_once_and_all_that_it_sees(lengths, root) -> None:
+    batch = batch_of(lengths, root)
     sees = batch.mask()[:, 0]
     covered = torch.zeros_like(batch.input_ids)
     looked = torch.zeros_like(sees)
-    for part in parts_of(batch.places):
+    for part in parts_of(batch.places, None, batch.root):
         covered[part.row, part.queries] += 1
         for keys in part.keys:
             looked[part.row, part.queries, keys] = True
-    real = batch.member >= 0
+    real = batch.member != NO_GROUP
     assert torch.equal(covered, real.long())
     assert not (sees & real[..., None] & ~looked).any()
 
 
-def test_the_gradient_is_that_of_finite_differences() -> None:
-    batch = batch_of([(2, [3, 2]), (1, [2])])
+@pytest.mark.parametrize("root", [None, ROOT_LEAST])
+def test_the_gradient_is_that_of_finite_differences(root: int | None) -> None:
+    batch = batch_of([(2, [3, 2]), (1, [2])], root)
+    assert batch.root == (root or 0)
+    parts = parts_of(batch.places, 3, batch.root)
     q, k, v, _ = projections(batch, torch.float64)
-    assert torch.autograd.gradcheck(lambda *t: PrefixAttention.apply(*t, SCALE, parts_of(batch.places, 3)), (q, k, v))
+    assert torch.autograd.gradcheck(lambda *t: PrefixAttention.apply(*t, SCALE, parts), (q, k, v))
 
 
 def test_any_mask_can_be_taken_row_by_row() -> None:
@@ -180,7 +194,7 @@ def test_what_parts_cannot_do_gets_the_whole_mask() -> None:
     by_parts = call(module, q, k, v, mask, scaling=SCALE)[0]
     bias = torch.zeros(1, 4, 1, 1)
     by_mask = call(module, q, k, v, mask, scaling=SCALE, position_bias=bias)[0]
-    real = batch.member >= 0
+    real = batch.member != NO_GROUP
     assert torch.equal(by_mask, call(module, q, k, v, whole, scaling=SCALE)[0])
     torch.testing.assert_close(by_parts[real], by_mask[real], atol=1e-5, rtol=1e-5)
 
