@@ -19,6 +19,8 @@ from pobench.model.sharding import forget, give_back, is_sharded
 from pobench.positions import rope_reach
 from pobench.types import Group
 
+PROVEN_ON = 12  # tokens of a prompt's beginning, of its end and of each response that a layout is proven on
+
 
 @torch.no_grad()
 def plain_logps(model: Any, group: Group) -> Tensor:
@@ -167,12 +169,24 @@ class _Proof:
 
 
 def _telling(policy: ResponseLogps, groups: Sequence[Group]) -> list[Group]:
-    """The groups to compare on: the first two, and the shortest and the longest if they lie on two sides of the length at
-    which the model's rotary frequencies change."""
-    border = rope_reach(policy.model.config.get_text_config(), 1)
+    """The groups to compare on: the first two, cut short, and the shortest and the longest, whole, if they lie on two sides of
+    the length at which the model's rotary frequencies change."""
+    config = policy.model.config.get_text_config()
+    border = rope_reach(config, 1)
     ends = [] if border is None else [min(groups, key=_extent), max(groups, key=_extent)]
     straddle = border is not None and _extent(ends[0]) <= border < _extent(ends[1])
-    return [g._replace(learnt=()) for g in dict.fromkeys([*groups[:2], *(ends if straddle else [])])]
+    # A model that looks only so far, by a window or by chunks, is asked about groups as long as they are.
+    looks = [n for name, n in vars(config).items() if isinstance(n, int) and ("window" in name or "chunk" in name)]
+    first = groups[:2] if any(0 < n < max(map(_extent, groups)) for n in looks) else map(_cut, groups[:2])
+    return [g._replace(learnt=()) for g in dict.fromkeys([*first, *(ends if straddle else [])])]
+
+
+def _cut(group: Group) -> Group:
+    """The group with the middle of a long prompt and the ends of long responses left out. A mask or a position that is ignored
+    shows in a dozen tokens, and a trial costs as many seconds as it has tokens."""
+    prompt, n = group.prompt, PROVEN_ON
+    prompt = prompt if len(prompt) <= 2 * n else prompt[:n] + prompt[-n:]
+    return group._replace(prompt=prompt, responses=tuple(r[:n] for r in group.responses))
 
 
 def _extent(group: Group) -> int:
