@@ -37,6 +37,7 @@ class Turn(NamedTuple):
     everywhere: list[int]
 
 
+WITHOUT_GRADIENT = 4  # times the tokens of training's micro-batches, up to MICRO_TOKENS, without gradient
 PACKED_FROM = 4  # micro-batches of a pass, for which it pays to pack the weights
 
 
@@ -57,7 +58,7 @@ class SumScorer:
         layout_reason: str = "",
         alone: bool = False,
     ) -> None:
-        """budget: tokens of a micro-batch, pads included. layout_reason: why this layout."""
+        """budget: tokens of a micro-batch in training, pads included. layout_reason: why this layout."""
         self.policy, self.layout, self.accelerator = policy, layout, accelerator
         self.budget, self.layout_reason, self.alone = budget, layout_reason, alone
         self.window = policy.window if layout.name == "shared_prefix" else None
@@ -75,9 +76,12 @@ class SumScorer:
         mixed = self.accelerator.mixed_precision if self.policy.autocast else "no"
         return f"{mixed} {self.layout.name}{narrow}{blocks}{flash}{fused}"
 
-    def plan(self, groups: Sequence[Group]) -> list[list[list[int]]]:
-        """`plan_step` for the processes that share the work."""
-        return plan_step(groups, self.world, self.layout, self.budget)
+    def plan(self, groups: Sequence[Group], *, gradient: bool = False) -> list[list[list[int]]]:
+        """`plan_step` for the processes that share the work. gradient: of a training step, whose micro-batches have at most
+        `budget` tokens. A pass without gradient holds one layer's tensors instead of all layers', so it takes more at a time.
+        """
+        budget = self.budget if gradient else max(self.budget, min(MICRO_TOKENS, WITHOUT_GRADIENT * self.budget))
+        return plan_step(groups, self.world, self.layout, budget)
 
     @property
     def world(self) -> int:
@@ -106,11 +110,8 @@ class SumScorer:
         A turn without groups computes too: where weights are sharded over processes, all must join in every forward.
         """
         plan = self.plan(groups)
-        narrow = 2 * sum(weight.numel() for weight in self.policy.parameters())  # bytes of a copy in bf16
-        kept = self.accelerator.device.type == "cpu" and not is_sharded(self.policy) and fits(narrow)
-        packed = kept and len(plan[0]) >= PACKED_FROM and fits(2 * narrow)
         try:
-            with self.policy.arithmetic.unchanged_weights(kept=kept, packed=packed):
+            with self.unchanged(len(plan[0])):
                 for batches in zip(*plan, strict=True):
                     indices = batches[self.rank]
                     values = self._values_of([groups[i] for i in indices], per_token)
@@ -119,8 +120,17 @@ class SumScorer:
             give_back(self.policy)
 
     def sums_of(self, groups: Sequence[Group]) -> Tensor:
-        """(responses,) fp64 nats on the CPU, of the groups of one micro-batch, by this process alone."""
+        """(responses,) fp64 nats on the CPU, of the groups of one micro-batch, by this process alone. Those of several belong
+        inside `unchanged`."""
         return self._values_of(groups, per_token=False)
+
+    def unchanged(self, micro_batches: int) -> AbstractContextManager[None]:
+        """Around so many micro-batches between which no weight changes: where memory suffices, weights are narrowed once, and
+        packed where enough micro-batches follow."""
+        narrow = 2 * sum(weight.numel() for weight in self.policy.parameters())  # bytes of a copy in bf16
+        kept = self.accelerator.device.type == "cpu" and not is_sharded(self.policy) and fits(narrow)
+        packed = kept and micro_batches >= PACKED_FROM and fits(2 * narrow)
+        return self.policy.arithmetic.unchanged_weights(kept=kept, packed=packed)
 
     @torch.no_grad()
     def _values_of(self, groups: Sequence[Group], per_token: bool) -> Tensor:

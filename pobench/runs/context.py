@@ -381,7 +381,7 @@ class Context:
                 rows += [[i, [next(of_batch) for _ in places[i]]] for i in batch]
             return rows
 
-        with self.progress(title, len(groups), "pairs") as advance:
+        with self.progress(title, len(groups), "pairs") as advance, scorer.unchanged(len(batches)):
             rows = self.cut(stage, cut, sums, lambda done: advance(done=done))
         if rows is None:
             return None

@@ -334,7 +334,7 @@ class _Run:
         groups = [objective.groups[i] for i in batch]
         size, world = objective.size(batch), accelerator.num_processes
         sums = torch.zeros(len(objective.names), dtype=torch.float64, device=accelerator.device)
-        plan = scorer.plan(groups)[scorer.rank]
+        plan = scorer.plan(groups, gradient=True)[scorer.rank]
         with self.policy.arithmetic.unchanged_weights(kept=self.policy.arithmetic.in_place):
             for turn, indices in enumerate(plan, start=1):
                 with self.turn(last=turn == len(plan)):

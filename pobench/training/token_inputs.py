@@ -66,15 +66,16 @@ def token_values(
     logps, places = empty_values(pairs, per_token=True)
     values, known = logps.new_zeros(1 + len(kinds), len(logps)), None
     (batches,) = scorer.plan(pairs)
-    for batch in batches:
-        rows = scorer.collate([pairs[i] for i in batch])
-        beside = Beside(kinds) if kinds else None
-        if reference is not None and not OF_REFERENCE.isdisjoint(kinds):
-            beside = Beside(kinds, reference.positions(rows))
-        with scorer.autocast():
-            found = scorer.policy(rows, True, beside)
-        values[:, [k for i in batch for k in places[i]]] = found.float().cpu().view(len(values), -1)
-        advance(len(batch))
+    with scorer.unchanged(len(batches)):
+        for batch in batches:
+            rows = scorer.collate([pairs[i] for i in batch])
+            beside = Beside(kinds) if kinds else None
+            if reference is not None and not OF_REFERENCE.isdisjoint(kinds):
+                beside = Beside(kinds, reference.positions(rows))
+            with scorer.autocast():
+                found = scorer.policy(rows, True, beside)
+            values[:, [k for i in batch for k in places[i]]] = found.float().cpu().view(len(values), -1)
+            advance(len(batch))
     of_kinds = dict(zip(kinds, values[1:], strict=True))
     if compares_tokens(loss):
         assert reference is not None

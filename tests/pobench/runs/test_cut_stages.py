@@ -19,11 +19,26 @@ from pobench.files import digests_of
 from pobench.judging.benchmarks.downstream import write_stand_ins
 from pobench.judging.pairwise import Comparison, Verdict
 from pobench.judging.weights import SHARD_BATCHES
+from pobench.model.policy_sums import SumScorer
 from pobench.results.run_folder import RunFolder
 from pobench.runs.execute import execute
 from pobench.runs.plan import make_plan
 from pobench.runs.stages import judge as judge_stage
 from pobench.settings.resolve import resolve
+
+
+@pytest.mark.parametrize("loss", ["dpo", "tdpo2"])  # one by sums, one by tokens
+def test_micro_batches_that_are_scored_one_by_one_share_one_narrow_copy_of_the_weights(
+    loss, work_here, monkeypatch
+) -> None:
+    own = SumScorer.collate
+
+    def collate(self: SumScorer, groups: Any) -> Any:
+        assert self.policy.arithmetic._narrow_weights is not None  # in a process of its own: then its job fails
+        return own(self, groups)
+
+    monkeypatch.setattr(SumScorer, "collate", collate)
+    work_here(loss, ("train", "heldout"), train__micro_tokens=10, train__precision="bf16")
 
 
 @pytest.mark.slow

@@ -56,7 +56,7 @@ def groups(pairs) -> list[Group]:
 
 @pytest.fixture
 def counting(scorer_of, start_model):
-    return lambda **how: Counting(scorer_of(start_model, budget=32), **how)
+    return lambda **how: Counting(scorer_of(start_model, budget=8), **how)  # 32 tokens without gradient
 
 
 @pytest.mark.slow

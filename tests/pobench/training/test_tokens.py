@@ -61,7 +61,7 @@ def test_every_response_has_a_row_of_its_own_tokens() -> None:
 def test_what_is_stored_by_token_is_what_was_computed_and_gives_the_sums(
     groups, start_model, scorer_of, tmp_path
 ) -> None:
-    scorer = scorer_of(copy.deepcopy(start_model), budget=32)
+    scorer = scorer_of(copy.deepcopy(start_model), budget=8)  # 32 without gradient
     assert compute_reference(tmp_path / "t", groups, scorer, {"w": 1}, per_token=True) == 22
     stored = ReferenceSums.load(tmp_path / "t")
     file = tmp_path / "t" / about_reference(tmp_path / "t")["file"]
@@ -85,7 +85,7 @@ def test_what_is_stored_by_token_is_what_was_computed_and_gives_the_sums(
 
 
 def test_a_killed_pass_by_token_goes_on_with_what_is_missing(groups, start_model, scorer_of, tmp_path) -> None:
-    scorer = scorer_of(copy.deepcopy(start_model), budget=32)
+    scorer = scorer_of(copy.deepcopy(start_model), budget=8)  # 32 without gradient
     turns, done = scorer.turns, []
 
     def dying(groups, **how):
