@@ -176,7 +176,7 @@ def _telling(policy: ResponseLogps, groups: Sequence[Group]) -> list[Group]:
     ends = [] if border is None else [min(groups, key=_extent), max(groups, key=_extent)]
     straddle = border is not None and _extent(ends[0]) <= border < _extent(ends[1])
     # A model that looks only so far, by a window or by chunks, is asked about groups as long as they are.
-    looks = [n for name, n in vars(config).items() if isinstance(n, int) and ("window" in name or "chunk" in name)]
+    looks = [n for name, n in vars(config).items() if type(n) is int and ("window" in name or "chunk" in name)]
     first = groups[:2] if any(0 < n < max(map(_extent, groups)) for n in looks) else map(_cut, groups[:2])
     return [g._replace(learnt=()) for g in dict.fromkeys([*first, *(ends if straddle else [])])]
 

@@ -32,10 +32,8 @@ WIDTH_STEP = 32
 # The fewest tokens that all prompts of a row have to begin with to be laid out once. Fewer save less than their part of the
 # attention costs.
 ROOT_LEAST = 8
-NO_GROUP, ALL_GROUPS = (
-    -1,
-    -2,
-)  # instead of a group's index: of a pad, and of a token that all groups of a row begin with
+# What `member` holds instead of a group's index: for a pad, and for a token that all groups of the row begin with.
+NO_GROUP, ALL_GROUPS = -1, -2
 
 
 class Place(NamedTuple):
@@ -251,8 +249,8 @@ class SharedPrefix:
         root = root_of(groups) if self.one_row else 0
         tokens = [g.tokens - root for g in groups]
         width = self._width(root + sum(tokens) if self.one_row else max(tokens))
-        # as planned
-        rows = [list(range(len(groups)))] if self.one_row else _first_fit(range(len(groups)), groups, width)
+        every = range(len(groups))
+        rows = [list(every)] if self.one_row else _first_fit(every, groups, width)  # as planned
 
         first = [0]
         for group in groups:
@@ -298,10 +296,8 @@ def root_of(groups: Sequence[Group]) -> int:
     """How many tokens the prompts of all groups begin with; 0 if there are fewer than two groups, or than ROOT_LEAST tokens."""
     if len(groups) < 2:
         return 0
-    least, most = (
-        min(g.prompt for g in groups),
-        max(g.prompt for g in groups),
-    )  # all others lie between, so begin likewise
+    prompts = [g.prompt for g in groups]
+    least, most = min(prompts), max(prompts)  # what these two begin with, all that lie between begin with
     common = next((i for i, (a, b) in enumerate(zip(least, most, strict=False)) if a != b), min(len(least), len(most)))
     return common if common >= ROOT_LEAST else 0
 

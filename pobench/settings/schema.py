@@ -397,9 +397,11 @@ class LoopConfig(Section):
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Of the arithmetic; trained weights are always fp32."""
     layout: Literal["auto", "shared_prefix", "padded"] = "auto"
-    """How items lie in rows: answers of one prompt behind it once, or each sequence in a row of its own."""
+    """How items lie in rows: answers of one prompt behind it once, and what all prompts of a row begin with once; or each
+    sequence in a row of its own."""
     micro_tokens: Annotated[Count | Literal["auto"], BeforeValidator(_tokens_or_auto)] = MICRO_TOKENS
-    """Tokens of a micro-batch, padding included. auto: measured by a memory probe."""
+    """Tokens of a micro-batch, padding included; without gradient four times as many, up to 2048. auto: measured by a memory
+    probe."""
     head_tile: Count | None = None
     """Vocabulary entries per tile of the output head. null: by device."""
     gradient_checkpointing: Annotated[bool | Literal["auto"], BeforeValidator(_switch_or_auto)] = False
