@@ -29,7 +29,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from pobench.data.order import mismatch
 from pobench.model.device import make_accelerator
-from pobench.model.layouts import get_layout
+from pobench.model.layouts import ROOT_LEAST, Layout, get_layout
 from pobench.model.logps import ResponseLogps
 from pobench.model.policy_sums import SumScorer
 from pobench.registry import Loss, get_loss, load_plugin
@@ -110,13 +110,17 @@ def _small_model() -> Any:
 
 
 def small_pairs(n: int = PAIRS, seed: int = 1) -> list[TokenPair]:
-    """Random pairs of a few tokens, one-token answers among them, with ratings."""
+    """Random pairs of a few tokens, one-token answers among them, with ratings. All prompts begin alike, as under a system
+    message, so that a row's root is cut in every way, too."""
     draw = random.Random(seed)
 
     def ids(low: int, high: int) -> tuple[int, ...]:
         return tuple(draw.randrange(1, VOCABULARY) for _ in range(draw.randint(low, high)))
 
-    return [TokenPair(f"p{i}", ids(2, 8), ids(1, 9), ids(1, 9), (5.0 + i % 4, 1.0 + i % 5)) for i in range(n)]
+    beginning = tuple(range(1, ROOT_LEAST + 2))
+    return [
+        TokenPair(f"p{i}", beginning + ids(1, 5), ids(1, 9), ids(1, 9), (5.0 + i % 4, 1.0 + i % 5)) for i in range(n)
+    ]
 
 
 def small_items(unit: Unit, n: int = PAIRS, seed: int = 1) -> Sequence[Item]:
@@ -294,7 +298,12 @@ def _train(
     return rows, gradients
 
 
+def layout_of(split: Split) -> Layout:
+    """As the small model lays rows out: attention by parts takes one row a micro-batch."""
+    return get_layout(split.layout, **({"one_row": True} if split.layout == "shared_prefix" else {}))
+
+
 def _budget(split: Split, items: Sequence[Item]) -> int:
     """The smallest token budget of a micro-batch that divides the items into no more micro-batches than the split has."""
-    groups, layout = [Group.of(item) for item in items], get_layout(split.layout)
+    groups, layout = [Group.of(item) for item in items], layout_of(split)
     return next(b for b in range(1, 10_000) if len(layout.plan(groups, b)) <= split.micro_batches)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from architectures import CONFIGS, some_groups, tiny
 
-from pobench.model.choose_layout import choose_layout, plain_logps
-from pobench.model.layouts import get_layout
+from pobench.model.choose_layout import PROVEN_ON, choose_layout, plain_logps
+from pobench.model.layouts import ROOT_LEAST, get_layout
 from pobench.model.logps import ResponseLogps
 from pobench.types import Group
 
@@ -116,3 +116,16 @@ def test_auto_takes_the_shared_prefix_where_the_model_proves_it_and_padding_wher
     )  # an attention that takes no custom mask
     name, why = choose_layout(ResponseLogps(model), some_groups())
     assert name == "padded" and "shared_prefix" in why
+
+
+@pytest.mark.parametrize(("name", "whole"), [("llama", False), ("mistral with a sliding window", True)])
+def test_a_layout_is_proven_on_short_groups_where_the_model_looks_no_shorter_way(
+    name: str, whole: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    monkeypatch.setattr(
+        "pobench.model.choose_layout.plain_logps", lambda model, g: seen.append(g.tokens) or plain_logps(model, g)
+    )
+    groups = [Group((start, *range(1, 40)), ((6,) * 30, (7,) * 31)) for start in (41, 42)]
+    assert choose_layout(ResponseLogps(tiny(name)), groups)[0] == "shared_prefix"
+    assert max(seen) >= 101 if whole else max(seen) <= 4 * PROVEN_ON + ROOT_LEAST

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pobench.model.layouts import get_layout
 from pobench.registry import get_loss, list_losses
 from pobench.types import Group
 from pobench.workflows.invariance import (
@@ -16,6 +15,7 @@ from pobench.workflows.invariance import (
     WHOLE,
     _budget,
     difference,
+    layout_of,
     small_pairs,
     take_steps,
     take_steps_in_two_processes,
@@ -34,8 +34,10 @@ def folders(tmp_path_factory):
 def test_the_splits_are_what_their_names_say() -> None:
     groups = [Group.of(p) for p in small_pairs()[:BATCH]]
     for split in (WHOLE, *SPLITS):
-        batches = get_layout(split.layout).plan(groups, _budget(split, small_pairs()[:BATCH]))
+        batches = layout_of(split).plan(groups, _budget(split, small_pairs()[:BATCH]))
         assert len(batches) == split.micro_batches
+        if split.layout == "shared_prefix" and split.micro_batches < BATCH:
+            assert all(layout_of(split).collate([groups[i] for i in batch]).root for batch in batches)
     assert {s.layout for s in SPLITS} == {"shared_prefix", "padded"} and {s.micro_batches for s in SPLITS} == {1, 2, 8}
     assert 0 < PAIRS % BATCH < BATCH  # the last batch is short
 
