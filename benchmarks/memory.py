@@ -63,7 +63,9 @@ class Case:
     def groups(self) -> list[Group]:
         size = min(self.tokens, 512)
         part = size // 4
-        return [Group((1,) * part, ((2,) * part, (3,) * (size - 2 * part)))] * (self.tokens // size)
+        answers = ((2,) * part, (3,) * (size - 2 * part))
+        # Prompts that begin unlike, as a common beginning is laid out once.
+        return [Group((4 + i, *(1,) * (part - 1)), answers) for i in range(self.tokens // size)]
 
 
 def policy_of(case: Case, *, real: bool) -> ResponseLogps:

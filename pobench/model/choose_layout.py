@@ -4,6 +4,7 @@ model, on a few groups."""
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from pobench.errors import PobenchError
 from pobench.model.flex import BLOCK
-from pobench.model.layouts import ROOT_LEAST, root_of
+from pobench.model.layouts import LEAST_ROOT
 from pobench.model.liger import NAME as LIGER
 from pobench.model.logps import ResponseLogps
 from pobench.model.sharding import forget, give_back, is_sharded
@@ -111,8 +112,9 @@ class _Proof:
         # Kernels are compiled for the first width of rows, and again when the width changes: both are tried.
         if blocks:
             trials.append([*map(_longer, self.groups), *self.groups])
-        if self.policy.layout(name).shares_root and not root_of(self.groups):
-            trials.append(_rooted(self.groups))
+        layout, rooted = self.policy.layout(name), _rooted(self.groups, BLOCK if blocks else 0)
+        if layout.root(rooted) and not layout.root(self.groups):
+            trials.append(rooted)
         called = f"{name} {way}".rstrip()
         try:
             difference = max(self._difference(name, trial, blocks) for trial in trials)
@@ -175,9 +177,11 @@ def _telling(policy: ResponseLogps, groups: Sequence[Group]) -> list[Group]:
     border = rope_reach(config, 1)
     ends = [] if border is None else [min(groups, key=_extent), max(groups, key=_extent)]
     straddle = border is not None and _extent(ends[0]) <= border < _extent(ends[1])
-    # A model that looks only so far, by a window or by chunks, is asked about groups as long as they are.
-    looks = [n for name, n in vars(config).items() if type(n) is int and ("window" in name or "chunk" in name)]
-    first = groups[:2] if any(0 < n < max(map(_extent, groups)) for n in looks) else map(_cut, groups[:2])
+    # A model that looks only so far, by a window or by chunks, is asked about groups as long as they are; so is one whose
+    # tolerance is wide, or whose kernels are made for sizes.
+    reach = policy.window or getattr(config, "attention_chunk_size", None) or math.inf
+    exact = policy.dtype == torch.float32 and policy.attention in ("parts", "matrices") and policy.kernels != LIGER
+    first = map(_cut, groups[:2]) if exact and reach >= max(map(_extent, groups)) else groups[:2]
     return [g._replace(learnt=()) for g in dict.fromkeys([*first, *(ends if straddle else [])])]
 
 
@@ -193,10 +197,14 @@ def _extent(group: Group) -> int:
     return len(group.prompt) + max(map(len, group.responses))
 
 
-def _rooted(groups: Sequence[Group]) -> list[Group]:
-    """Two groups whose prompts begin alike, made of the first one and the last."""
-    begin = (groups[0].prompt * ROOT_LEAST)[:ROOT_LEAST]
-    return [group._replace(prompt=begin + group.prompt) for group in (groups[0], groups[-1])]
+def _rooted(groups: Sequence[Group], beyond: int) -> list[Group]:
+    """Two groups whose prompts begin alike with more than `beyond` tokens, made of the first one and the last, both cut. Their
+    prompts end in unlike ways."""
+    one, other = _cut(groups[0]), _cut(groups[-1])
+    tokens = beyond + LEAST_ROOT
+    begin = (one.prompt * tokens)[:tokens]
+    end = other.prompt if other.prompt != one.prompt else other.prompt + other.prompt[:1]
+    return [one._replace(prompt=begin + one.prompt), other._replace(prompt=begin + end)]
 
 
 def _longer(group: Group) -> Group:

@@ -31,7 +31,7 @@ PAD = 0  # any valid id: a pad is never attended to by a token and never predict
 WIDTH_STEP = 32
 # The fewest tokens that all prompts of a row have to begin with to be laid out once. Fewer save less than their part of the
 # attention costs.
-ROOT_LEAST = 8
+LEAST_ROOT = 8
 # What `member` holds instead of a group's index: for a pad, and for a token that all groups of the row begin with.
 NO_GROUP, ALL_GROUPS = -1, -2
 
@@ -55,8 +55,8 @@ class Batch:
     window: the model's sliding window in positions, or None.
     previous: (tokens,) flat index into rows × width of each response token's predecessor.
     target: (tokens,) the response tokens' ids. sequence: (tokens,) the response each belongs to, counted group by group.
-    responses: the number of responses. places: of the groups, where each lies in one row. root: how many tokens, the first
-    of the only row, all prompts begin with.
+    responses: the number of responses. places: of the groups, where each lies in one row. root: the number of tokens at the
+    start of the row that all prompts begin with; 0 if there are several rows.
     """
 
     input_ids: Tensor
@@ -84,12 +84,14 @@ class Batch:
         assert member is not None and branch is not None
 
         def sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            of, whose, mine = branch[row, key], member[row, key], member[row, query]
+            key_branch, key_member, query_member = branch[row, key], member[row, key], member[row, query]
             visible = (
-                ((mine == whose) | (whose == ALL_GROUPS)) & ((of == 0) | (of == branch[row, query])) & (query >= key)
+                ((query_member == key_member) | (key_member == ALL_GROUPS))
+                & ((key_branch == 0) | (key_branch == branch[row, query]))
+                & (query >= key)
             )
             # A pad attends to itself alone: a row of a mask without any True is NaN in a softmax.
-            visible = visible & ((mine != NO_GROUP) | (query == key))
+            visible = visible & ((query_member != NO_GROUP) | (query == key))
             return visible if window is None else visible & (position[row, query] - position[row, key] < window)
 
         return sees
@@ -106,13 +108,12 @@ class Layout(Protocol):
 
     name: str
 
-    @property
-    def shares_root(self) -> bool:
-        """Whether what all prompts of a micro-batch begin with is laid out once."""
+    def root(self, groups: Sequence[Group]) -> int:
+        """How many tokens that all prompts begin with are laid out once for these groups in one micro-batch."""
         ...
 
     def tokens(self, group: Group) -> int:
-        """The tokens that a group takes from a budget, without pads."""
+        """The tokens that a group alone takes from a budget, without pads."""
         ...
 
     def plan(self, groups: Sequence[Group], budget: int) -> list[list[int]]:
@@ -138,9 +139,10 @@ NOTHING = Group((PAD,), ((PAD,),))
 def plan_step(groups: Sequence[Group], world: int, layout: Layout, budget: int) -> list[list[list[int]]]:
     """For every process, its micro-batches (indices of groups), turn by turn. All have the same number, some of them empty.
 
-    The plan depends on the groups' lengths alone, so all processes make the same plan without communication. With one
-    process it is the layout's own plan. With several, the total tokens of any two processes differ by at most the largest
-    group, and micro-batches of similar size share a turn, because sharded weights are gathered once a turn.
+    The plan depends on the groups' tokens alone, so all processes make the same plan without communication. With one process
+    it is the layout's own plan. With several, the total tokens of any two processes, without what all prompts begin with,
+    differ by at most the largest group, and micro-batches of similar size share a turn, because sharded weights are gathered
+    once a turn.
     """
     if world == 1:
         return [layout.plan(groups, budget)]
@@ -150,7 +152,8 @@ def plan_step(groups: Sequence[Group], world: int, layout: Layout, budget: int) 
 
 def _plan_by_process(groups: Sequence[Group], world: int, layout: Layout, budget: int) -> list[list[list[int]]]:
     """Deal the groups to processes, then let the layout cut each process's share."""
-    tokens = [layout.tokens(g) for g in groups]
+    root = layout.root(groups)
+    tokens = [layout.tokens(g) - root for g in groups]
     plans = []
     for share in _longest_first(tokens, world):
         cut = [[share[i] for i in batch] for batch in layout.plan([groups[i] for i in share], budget)]
@@ -162,10 +165,11 @@ def _plan_by_process(groups: Sequence[Group], world: int, layout: Layout, budget
 def _plan_by_turn(
     groups: Sequence[Group], world: int, layout: Layout, budget: int, at_most: int
 ) -> list[list[list[int]]] | None:
-    """Deal the groups to as few micro-batches as possible, and these to processes, similar sizes in one turn. None if that
-    takes more than `at_most` turns."""
-    tokens = [layout.tokens(g) for g in groups]
-    turns = max(1, -(-sum(tokens) // (world * budget)))
+    """Deal the groups to few micro-batches, and these to processes, similar sizes in one turn. None if that takes more than
+    `at_most` turns."""
+    root = layout.root(groups)
+    tokens = [layout.tokens(g) - root for g in groups]
+    turns = max(1, -(-sum(tokens) // (world * max(1, budget - root))))
     while turns <= at_most:
         batches = _longest_first(tokens, world * turns)
         if all(len(batch) < 2 or len(layout.plan([groups[i] for i in batch], budget)) == 1 for batch in batches):
@@ -201,19 +205,18 @@ def _longest_first(tokens: Sequence[int], bins: int) -> list[list[int]]:
 class SharedPrefix:
     """A row holds a prompt and its responses. Short groups share a row, up to the width of the longest group.
 
-    one_row: put all groups of a micro-batch into one row, and what all their prompts begin with there once (`root_of`). It
-    suits attention that skips pairs of groups, whose cost does not grow with the row's width.
+    one_row: put all groups of a micro-batch into one row. It suits attention that skips pairs of groups, whose cost does not
+    grow with the row's width. rooted: put what all their prompts begin with into that row once (`root_of`).
     """
 
     name = "shared_prefix"
 
-    def __init__(self, *, width_step: int = WIDTH_STEP, one_row: bool = False) -> None:
+    def __init__(self, *, width_step: int = WIDTH_STEP, one_row: bool = False, rooted: bool = True) -> None:
         """width_step: a row's width is a multiple of it."""
-        self.width_step, self.one_row = width_step, one_row
+        self.width_step, self.one_row, self.rooted = width_step, one_row, rooted
 
-    @property
-    def shares_root(self) -> bool:
-        return self.one_row
+    def root(self, groups: Sequence[Group]) -> int:
+        return root_of(groups) if self.one_row and self.rooted else 0
 
     def tokens(self, group: Group) -> int:
         return group.tokens
@@ -222,7 +225,7 @@ class SharedPrefix:
         """Place the longest groups first. With `one_row`, each goes into the fullest micro-batch that has room for it."""
         order = sorted(range(len(groups)), key=lambda i: (-groups[i].tokens, i))
         if self.one_row:
-            root = root_of(groups)
+            root = self.root(groups)
             return _best_fit(order, groups, budget // self.width_step * self.width_step - root, root)
         # The first (longest) group of a micro-batch sets the width of its rows.
         batches: list[list[int]] = []
@@ -246,7 +249,7 @@ class SharedPrefix:
         return batches
 
     def collate(self, groups: Sequence[Group], window: int | None = None) -> Batch:
-        root = root_of(groups) if self.one_row else 0
+        root = self.root(groups)
         tokens = [g.tokens - root for g in groups]
         width = self._width(root + sum(tokens) if self.one_row else max(tokens))
         every = range(len(groups))
@@ -293,13 +296,13 @@ class SharedPrefix:
 
 
 def root_of(groups: Sequence[Group]) -> int:
-    """How many tokens the prompts of all groups begin with; 0 if there are fewer than two groups, or than ROOT_LEAST tokens."""
+    """How many tokens the prompts of all groups begin with; 0 if there are fewer than two groups, or than LEAST_ROOT tokens."""
     if len(groups) < 2:
         return 0
     prompts = [g.prompt for g in groups]
     least, most = min(prompts), max(prompts)  # what these two begin with, all that lie between begin with
     common = next((i for i, (a, b) in enumerate(zip(least, most, strict=False)) if a != b), min(len(least), len(most)))
-    return common if common >= ROOT_LEAST else 0
+    return common if common >= LEAST_ROOT else 0
 
 
 def _best_fit(order: Sequence[int], groups: Sequence[Group], size: int, root: int) -> list[list[int]]:
@@ -340,7 +343,9 @@ class Padded:
     """One row for each response, with the prompt repeated, padded on the right."""
 
     name = "padded"
-    shares_root = False
+
+    def root(self, groups: Sequence[Group]) -> int:
+        return 0
 
     def tokens(self, group: Group) -> int:
         """The prompt counts once for each response."""

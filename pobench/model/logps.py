@@ -162,9 +162,11 @@ class ResponseLogps(nn.Module):
     def layout(self, name: str) -> Layout:
         """The layout, configured for this model's attention."""
         kind = self.attention if name == "shared_prefix" else "matrices"
+        # A value model reads every prompt whole, so with roots a micro-batch would have more of its tokens than the budget.
+        rooted = self.value is None
         if kind == "blocks":
-            return get_layout(name, width_step=BLOCK, one_row=True)
-        return get_layout(name, one_row=True) if kind == "parts" else get_layout(name)
+            return get_layout(name, width_step=BLOCK, one_row=True, rooted=rooted)
+        return get_layout(name, one_row=True, rooted=rooted) if kind == "parts" else get_layout(name)
 
     def _mask(self, batch: Batch, window: int | None, dtype: torch.dtype) -> Any:
         """The mask in the form that the model's attention takes: blocks, parts, a matrix to add to the scores, or bool."""

@@ -197,7 +197,7 @@ def sum_scorer(
     *,
     alone: bool = False,
 ) -> SumScorer:
-    """A scorer in the layout that is proven on the first groups, with the micro-batches of the setting.
+    """A scorer in the layout that is proven on the first groups, with the micro-batches of the setting in training.
 
     say: takes a sentence if attention by blocks or by flash fails and matrices replace it. Raises PobenchError if no layout
     computes the model's own log-probabilities.

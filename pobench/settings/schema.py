@@ -29,7 +29,9 @@ from pobench.errors import nearest
 from pobench.files import name_fault
 
 ANSWERED_TOGETHER = 256  # prompts, by default; fewer where memory is short
-MICRO_TOKENS = 2048  # of a micro-batch by default, and of evaluation when the setting says `auto`
+# Of a micro-batch by default, and of evaluation when the setting says `auto`. A smaller micro-batch is not multiplied beyond it
+# for passes without gradient.
+MICRO_TOKENS = 2048
 
 
 class _Runtime:
@@ -400,8 +402,8 @@ class LoopConfig(Section):
     """How items lie in rows: answers of one prompt behind it once, and what all prompts of a row begin with once; or each
     sequence in a row of its own."""
     micro_tokens: Annotated[Count | Literal["auto"], BeforeValidator(_tokens_or_auto)] = MICRO_TOKENS
-    """Tokens of a micro-batch, padding included; without gradient four times as many, up to 2048. auto: measured by a memory
-    probe."""
+    """Tokens of a micro-batch, padding included. Passes without gradient take four times as many if that is at most 2048, and
+    never fewer. auto: measured by a memory probe."""
     head_tile: Count | None = None
     """Vocabulary entries per tile of the output head. null: by device."""
     gradient_checkpointing: Annotated[bool | Literal["auto"], BeforeValidator(_switch_or_auto)] = False

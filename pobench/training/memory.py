@@ -189,6 +189,10 @@ def choose(
     rows = max(1, int(allowed // need)) if fixed is None else 1
     rows = 1 << (rows.bit_length() - 1)  # a power of two, so that a little more or less free memory changes nothing
     size = fixed or min(rows * width, max(MOST_TOKENS.get(device.type, MICRO_TOKENS), width))
+    if fixed is None and layout.root(longest):
+        # Under a common beginning more of a micro-batch's tokens are responses', whose states and logits take more.
+        while size > width and cost([longest[i] for i in layout.plan(longest, size)[0]]) > allowed:
+            size //= 2
     return Choice(size, on, _reason(need, width, allowed, free, on, setting == "auto"))
 
 

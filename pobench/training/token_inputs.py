@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -66,7 +67,8 @@ def token_values(
     logps, places = empty_values(pairs, per_token=True)
     values, known = logps.new_zeros(1 + len(kinds), len(logps)), None
     (batches,) = scorer.plan(pairs)
-    with scorer.unchanged(len(batches)):
+    of_reference = contextlib.nullcontext() if reference is None else reference.scorer.unchanged(len(batches))
+    with scorer.unchanged(len(batches)), of_reference:
         for batch in batches:
             rows = scorer.collate([pairs[i] for i in batch])
             beside = Beside(kinds) if kinds else None

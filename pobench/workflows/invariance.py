@@ -29,7 +29,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from pobench.data.order import mismatch
 from pobench.model.device import make_accelerator
-from pobench.model.layouts import ROOT_LEAST, Layout, get_layout
+from pobench.model.layouts import LEAST_ROOT, Layout, get_layout
 from pobench.model.logps import ResponseLogps
 from pobench.model.policy_sums import SumScorer
 from pobench.registry import Loss, get_loss, load_plugin
@@ -117,7 +117,7 @@ def small_pairs(n: int = PAIRS, seed: int = 1) -> list[TokenPair]:
     def ids(low: int, high: int) -> tuple[int, ...]:
         return tuple(draw.randrange(1, VOCABULARY) for _ in range(draw.randint(low, high)))
 
-    beginning = tuple(range(1, ROOT_LEAST + 2))
+    beginning = tuple(range(1, LEAST_ROOT + 2))
     return [
         TokenPair(f"p{i}", beginning + ids(1, 5), ids(1, 9), ids(1, 9), (5.0 + i % 4, 1.0 + i % 5)) for i in range(n)
     ]

@@ -50,7 +50,7 @@ class _Carried(NamedTuple):
     whole: Callable[[], Tensor]
 
 
-def parts_of(places: Sequence[Place], window: int | None = None, root: int = 0) -> list[Part]:
+def parts_of(places: Sequence[Place], window: int | None, root: int) -> list[Part]:
     """The parts of all groups. window: a token sees only tokens less than so many positions before it. root: how many tokens
     at the row's start belong to all groups."""
     of_root = slice(0, root)
@@ -58,12 +58,12 @@ def parts_of(places: Sequence[Place], window: int | None = None, root: int = 0) 
     before = (of_root,) if root else ()
     for row, start, prompt, (first, *others) in places:
         of_prompt, at = slice(start, start + prompt), start + prompt + first
-        queries, asked = slice(start, at), root + prompt
-        parts.append(Part(row, queries, (*before, queries), _triangle(asked + first, window)[root:], True))
+        queries, whole = slice(start, at), root + prompt
+        parts.append(Part(row, queries, (*before, queries), _triangle(whole + first, window)[root:], True))
         for tokens in others:
             queries = slice(at, at + tokens)
             keys = (*before, *([of_prompt] if prompt else []), queries)
-            parts.append(Part(row, queries, keys, _triangle(asked + tokens, window)[asked:], True))
+            parts.append(Part(row, queries, keys, _triangle(whole + tokens, window)[whole:], True))
             at += tokens
     return parts
 

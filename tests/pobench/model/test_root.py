@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from pobench.model import cpu
 from pobench.model.choose_layout import choose_layout, plain_logps
 from pobench.model.flex import BLOCK, use_blocks
-from pobench.model.layouts import ROOT_LEAST, get_layout, plan_step, root_of
+from pobench.model.layouts import LEAST_ROOT, get_layout, plan_step, root_of
 from pobench.model.logps import ResponseLogps
+from pobench.model.value import PromptValue
 from pobench.types import Group
 
-ROOT = ROOT_LEAST + 5
+ROOT = LEAST_ROOT + 5
 ONE_ROW = get_layout("shared_prefix", one_row=True)
 
 
@@ -46,10 +47,10 @@ def test_gradients_are_those_of_rows_without_a_root(name: str, monkeypatch: pyte
     policy = ResponseLogps(model)
     weight = torch.randn(sum(len(g.responses) for g in groups), dtype=torch.float64)
     grads = []
-    for least in (ROOT_LEAST, 10**6):
-        monkeypatch.setattr("pobench.model.layouts.ROOT_LEAST", least)
+    for least in (LEAST_ROOT, 10**6):
+        monkeypatch.setattr("pobench.model.layouts.LEAST_ROOT", least)
         batch = policy.layout("shared_prefix").collate(groups, policy.window)
-        assert batch.root == (ROOT if least == ROOT_LEAST else 0)
+        assert batch.root == (ROOT if least == LEAST_ROOT else 0)
         model.zero_grad()
         (policy(batch) * weight).sum().backward()
         grads.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
@@ -76,7 +77,7 @@ def test_the_root_is_the_longest_beginning_of_all_prompts(rest: list[list[int]],
         for n in range(99, -1, -1)
         if len({g.prompt[:n] for g in groups}) == 1 and n <= min(len(g.prompt) for g in groups)
     )
-    assert root_of(groups) == (longest if len(groups) > 1 and longest >= ROOT_LEAST else 0)
+    assert root_of(groups) == (longest if len(groups) > 1 and longest >= LEAST_ROOT else 0)
 
 
 @given(st.integers(1, 200), st.integers(2, 12), st.sampled_from([1, 64, 256, 1024]), st.sampled_from([1, 2, 3]))
@@ -86,9 +87,6 @@ def test_a_plan_counts_the_root_once_and_keeps_to_its_budget(root: int, n: int, 
     assert sorted(i for batch in batches for i in batch) == list(range(n))
     for batch in batches:
         assert len(batch) == 1 or ONE_ROW.collate([groups[i] for i in batch]).input_ids.numel() <= budget
-    if world == 1:
-        alone = [Group((i, *g.prompt[1:]), g.responses) for i, g in enumerate(groups)]
-        assert len(batches) <= len(ONE_ROW.plan(alone, budget))
 
 
 def test_eight_pairs_under_a_system_message_take_fewer_and_shorter_micro_batches() -> None:
@@ -98,6 +96,24 @@ def test_eight_pairs_under_a_system_message_take_fewer_and_shorter_micro_batches
         plan = ONE_ROW.plan(groups, 384)
         assert len(plan) == micro_batches
         assert sum(ONE_ROW.collate([groups[i] for i in batch]).input_ids.numel() for batch in plan) == tokens
+
+
+def test_two_processes_share_what_a_long_root_leaves() -> None:
+    """Seventeen groups a process fit one micro-batch each, though with every root counted they would take nine turns."""
+    groups = [Group((1,) * 1000 + (10 + i,) * 4, ((2,) * 30, (3,) * 30)) for i in range(34)]
+    plan = plan_step(groups, 2, ONE_ROW, 2112)
+    assert [[len(batch) for batch in of_process] for of_process in plan] == [[17], [17]]
+    widths = {ONE_ROW.collate([groups[i] for i in batch]).input_ids.numel() for (batch,) in plan}
+    assert widths == {2112}
+
+
+def test_a_policy_with_a_value_model_lays_out_every_prompt_whole(start_model) -> None:
+    """The value model reads whole prompts, of which a micro-batch holds no more tokens than its budget."""
+    value, policy = PromptValue(start_model), ResponseLogps(start_model)
+    groups = some_groups(5, root=ROOT)
+    assert policy.layout("shared_prefix").collate(groups).root == ROOT
+    policy.value = value
+    assert policy.layout("shared_prefix").collate(groups).root == 0
 
 
 def test_attention_that_does_not_see_the_root_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:

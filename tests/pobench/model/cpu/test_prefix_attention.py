@@ -23,19 +23,19 @@ from pobench.model.cpu.prefix_attention import (
     whole_mask,
     whole_rows,
 )
-from pobench.model.layouts import NO_GROUP, ROOT_LEAST, Batch, get_layout
+from pobench.model.layouts import LEAST_ROOT, NO_GROUP, Batch, get_layout
 from pobench.model.logps import ResponseLogps
 from pobench.types import Group
 
 SCALE = 0.3
 responses = st.lists(st.integers(1, 9), min_size=1, max_size=3)
 rows = st.lists(st.tuples(st.integers(1, 9), responses), min_size=1, max_size=4)
-roots = st.sampled_from([None, 0, ROOT_LEAST, 17])
+roots = st.sampled_from([None, 0, LEAST_ROOT, 17])
 
 
 def batch_of(lengths: list[tuple[int, list[int]]], root: int | None = None) -> Batch:
-    """root: put all groups in one row, and this many tokens before each prompt; None: several rows. One prompt more in length
-    makes it end in another token, so no more than that is shared but where the lengths are equal."""
+    """root: put all groups in one row, and this many tokens before each prompt; None: several rows. Prompts of different
+    lengths consist of different tokens, so they share these alone."""
     groups = [
         Group((1,) * (root or 0) + (3 + prompt,) * prompt, tuple((2,) * n for n in answers))
         for prompt, answers in lengths
@@ -94,7 +94,7 @@ def test_the_parts_hold_every_token_once_and_all_that_it_sees(lengths, root) -> 
     assert not (sees & real[..., None] & ~looked).any()
 
 
-@pytest.mark.parametrize("root", [None, ROOT_LEAST])
+@pytest.mark.parametrize("root", [None, LEAST_ROOT])
 def test_the_gradient_is_that_of_finite_differences(root: int | None) -> None:
     batch = batch_of([(2, [3, 2]), (1, [2])], root)
     assert batch.root == (root or 0)
@@ -118,8 +118,8 @@ def test_narrow_inputs_are_multiplied_in_fp32() -> None:
     batch = batch_of([(9, [9, 9])])
     q, k, v, _ = (t.detach() for t in projections(batch))
     narrow = [t.bfloat16() for t in (q, k, v)]
-    exact = attend(*(t.float() for t in narrow), SCALE, parts_of(batch.places))
-    got = attend(*narrow, SCALE, parts_of(batch.places))
+    exact = attend(*(t.float() for t in narrow), SCALE, parts_of(batch.places, None, 0))
+    got = attend(*narrow, SCALE, parts_of(batch.places, None, 0))
     assert got.dtype == torch.bfloat16
     assert torch.equal(got, exact.bfloat16())
 
@@ -128,11 +128,11 @@ def test_less_than_half_of_the_scores_of_two_groups_in_a_row_is_computed(monkeyp
     monkeypatch.setattr(prefix_attention, "QUERIES", 16)
     batch = batch_of([(20, [60, 50]), (20, [60, 46])])
     width = batch.input_ids.shape[1]
-    blocks = [b for p in parts_of(batch.places) for _, b in prefix_attention._blocks(p, 4)]
+    blocks = [b for p in parts_of(batch.places, None, 0) for _, b in prefix_attention._blocks(p, 4)]
     assert batch.input_ids.shape == (2, width)
     assert sum(b.numel() for b in blocks) < 0.45 * 2 * width**2
     packed = batch_of([(20, [60, 50]), (5, [20, 20]), (5, [20, 20]), (5, [18, 19])])
-    blocks = [b for p in parts_of(packed.places) for _, b in prefix_attention._blocks(p, 4)]
+    blocks = [b for p in parts_of(packed.places, None, 0) for _, b in prefix_attention._blocks(p, 4)]
     assert sum(b.numel() for b in blocks) < 0.35 * packed.input_ids.shape[0] * packed.input_ids.shape[1] ** 2
 
 
@@ -176,7 +176,7 @@ def test_a_mask_without_parts_goes_the_models_own_way() -> None:
 def test_a_mask_that_stands_for_its_parts_is_nan_to_whoever_reads_it() -> None:
     batch = batch_of([(3, [4, 2])])
     whole = added_mask(batch.mask(), torch.float32)
-    mask = standing_for(parts_of(batch.places), lambda: whole, whole.shape, torch.float32)
+    mask = standing_for(parts_of(batch.places, None, 0), lambda: whole, whole.shape, torch.float32)
     assert mask.shape == whole.shape and mask.isnan().all()
     assert whole_mask(mask) is whole and whole_mask(whole) is whole
     assert parts_under(mask) is not None and parts_under(whole) is None
@@ -188,7 +188,7 @@ def test_what_parts_cannot_do_gets_the_whole_mask() -> None:
     module = model.transformer.h[0].attn
     batch = batch_of([(3, [4, 2]), (2, [5, 5])])
     whole = added_mask(batch.mask(), torch.float32)
-    mask = standing_for(parts_of(batch.places), lambda: whole, whole.shape, torch.float32)
+    mask = standing_for(parts_of(batch.places, None, 0), lambda: whole, whole.shape, torch.float32)
     call = ALL_ATTENTION_FUNCTIONS["parts_over_sdpa"]
     q, k, v = (t.detach().transpose(1, 2) for t in projections(batch, shared=1)[:3])
     by_parts = call(module, q, k, v, mask, scaling=SCALE)[0]
