@@ -27,12 +27,12 @@ print(json.dumps({"bytes": held() - before, "seconds": time.process_time() - beg
 """
 
 
-def measure(module: str) -> dict[str, float] | None:
-    """bytes, seconds and modules of an import; None where it is not installed."""
+def measure(module: str) -> dict[str, float] | str:
+    """bytes, seconds and modules of an import; why it fails, where it does."""
     for _ in range(2):
         child = subprocess.run([sys.executable, "-c", CHILD, module], capture_output=True, text=True, check=False)
     if child.returncode:
-        return None
+        return (child.stderr.strip().splitlines() or ["it ended without a word"])[-1]
     found: dict[str, float] = json.loads(child.stdout.splitlines()[-1])
     return found
 
@@ -43,12 +43,11 @@ def main() -> None:
     print("| import | MB that stay | seconds | modules |\n|---|---:|---:|---:|")
     for module in MODULES:
         found = measure(module)
-        row = (
-            "not installed | | |"
-            if found is None
-            else f"{found['bytes'] / 1e6:.0f} | {found['seconds']:.1f} | {found['modules']} |"
-        )
-        print(f"| `{module}` | {row}", flush=True)
+        if isinstance(found, str):
+            cells = [found.replace("|", "/"), "", ""]
+        else:
+            cells = [f"{found['bytes'] / 1e6:.0f}", f"{found['seconds']:.1f}", f"{found['modules']}"]
+        print(f"| `{module}` | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -162,13 +162,15 @@ def test_training_leaves_nothing_but_the_weights(fit, pairs, tmp_path) -> None:
 
 
 def test_a_nan_stops_at_its_step_and_names_the_pairs(fit, pairs, monkeypatch) -> None:
+    longest = max(len(p.chosen) for p in pairs)
+
     @register_loss("nan_when_it_rises", source="this test")
     def nan_when_it_rises(policy: Pair) -> LossOutput:
-        broken = policy.chosen.total * torch.where(policy.chosen.length == 7, math.nan, 1.0)
+        broken = policy.chosen.total * torch.where(policy.chosen.length == longest, math.nan, 1.0)
         return LossOutput(-broken, policy.chosen.total.detach(), policy.rejected.total.detach())
 
     try:
-        at = next(i for i, p in enumerate(pairs) if len(p.chosen) == 7)
+        at = next(i for i, p in enumerate(pairs) if len(p.chosen) == longest)
         with pytest.raises(NonFiniteError, match=rf"step {at // 4 + 1}: .*\b{pairs[at].id}\b"):
             fit(pairs, "nan_when_it_rises")
     finally:
