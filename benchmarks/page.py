@@ -409,7 +409,8 @@ KINDS = {
         "The training step, against TRL's DPOTrainer",
         "Same token ids, same batches, same objective (checked over several optimiser steps before anything is timed), "
         "interleaved. Brackets: the least and the greatest over rounds. Times faster: more is better; memory: pobench's over "
-        "that of TRL at its best, less is better.",
+        "that of TRL at its best, less is better. The share of the peak counts every pair's prompt whole; where prompts begin "
+        "alike (vs_trl-own), pobench computes that once, so it multiplies less than the share says.",
         _vs_trl_rows,
         _vs_trl_figure,
     ),

@@ -114,9 +114,10 @@ class Shape(NamedTuple):
 
 
 def limit_flops(shape: Shape, pair: TokenPair, *, recomputed_head: bool = False, mismatched: bool = False) -> int:
-    """The least FLOPs of a training step for one pair: 6N(P + C + R) + 6HV(C + R), without the products between queries, keys
-    and values, which grow with the square of the length. recomputed_head: + 2HV(C + R). mismatched: + N(C + R) + HV(C + R), for
-    KTO's one answer a pair, chosen or rejected, behind another pair's prompt, whose keys and values are there."""
+    """The least FLOPs of a training step for one pair by itself: 6N(P + C + R) + 6HV(C + R), without the products between
+    queries, keys and values, which grow with the square of the length. recomputed_head: + 2HV(C + R). mismatched: + N(C + R) +
+    HV(C + R), for KTO's one answer a pair, chosen or rejected, behind another pair's prompt, whose keys and values are there.
+    Pairs whose prompts begin alike can be trained with less, as what they share is then computed once."""
     responses = len(pair.chosen) + len(pair.rejected)
     head = (8 if recomputed_head else 6) + mismatched
     body = 6 * (len(pair.prompt) + responses) + mismatched * responses

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pobench.errors import PobenchError
 from pobench.model.flex import BLOCK
-from pobench.model.layouts import LEAST_ROOT
+from pobench.model.layouts import LEAST_SHARED
 from pobench.model.liger import NAME as LIGER
 from pobench.model.logps import ResponseLogps
 from pobench.model.sharding import forget, give_back, is_sharded
@@ -171,15 +171,15 @@ class _Proof:
 
 
 def _telling(policy: ResponseLogps, groups: Sequence[Group]) -> list[Group]:
-    """The groups to compare on: the first two, cut short, and the shortest and the longest, whole, if they lie on two sides of
-    the length at which the model's rotary frequencies change."""
+    """The groups to compare on: the first two, cut short where that tells enough. And the shortest and the longest, whole, if
+    they lie on two sides of the length at which the model's rotary frequencies change."""
     config = policy.model.config.get_text_config()
     border = rope_reach(config, 1)
     ends = [] if border is None else [min(groups, key=_extent), max(groups, key=_extent)]
     straddle = border is not None and _extent(ends[0]) <= border < _extent(ends[1])
     # A model that looks only so far, by a window or by chunks, is asked about groups as long as they are; so is one whose
     # tolerance is wide, or whose kernels are made for sizes.
-    reach = policy.window or getattr(config, "attention_chunk_size", None) or math.inf
+    reach = min(filter(None, (policy.window, getattr(config, "attention_chunk_size", None))), default=math.inf)
     exact = policy.dtype == torch.float32 and policy.attention in ("parts", "matrices") and policy.kernels != LIGER
     first = map(_cut, groups[:2]) if exact and reach >= max(map(_extent, groups)) else groups[:2]
     return [g._replace(learnt=()) for g in dict.fromkeys([*first, *(ends if straddle else [])])]
@@ -201,7 +201,7 @@ def _rooted(groups: Sequence[Group], beyond: int) -> list[Group]:
     """Two groups whose prompts begin alike with more than `beyond` tokens, made of the first one and the last, both cut. Their
     prompts end in unlike ways."""
     one, other = _cut(groups[0]), _cut(groups[-1])
-    tokens = beyond + LEAST_ROOT
+    tokens = beyond + LEAST_SHARED
     begin = (one.prompt * tokens)[:tokens]
     end = other.prompt if other.prompt != one.prompt else other.prompt + other.prompt[:1]
     return [one._replace(prompt=begin + one.prompt), other._replace(prompt=begin + end)]

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from pobench.errors import PobenchError
 from pobench.model.device import free_memory
-from pobench.model.layouts import PAD
+from pobench.model.layouts import LEAST_SHARED, PAD, common_beginning
 from pobench.model.packed import packed_layers
 from pobench.settings.schema import ANSWERED_TOGETHER
 
@@ -38,7 +38,6 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 MOST_TOKENS = 32_768
 SHARE = 0.8  # of the free memory, for a batch's cache and arithmetic
 READ_TOGETHER = 64  # rows, of similar length
-LEAST_SHARED = 8  # tokens that prompts begin with alike, from which on these are read apart
 # Rows that have ended leave a batch once they are this share of it: less where only rows that move are copied than where the
 # whole cache is. Still less would compile kernels for more numbers of rows.
 ENDED, ENDED_OF_COPIED = 1 / 64, 1 / 8
@@ -389,13 +388,9 @@ def _read_together(model: Any, rows: Sequence[Sequence[int]], count: int) -> _Re
     return _Read(cache, logits, mask, position)
 
 
-def _common_beginning(prompts: Sequence[Sequence[int]]) -> int:
-    """How many tokens all of several prompts begin with; each keeps one of its own. 0 of a single prompt."""
-    if len(prompts) < 2:
-        return 0
-    one, *_, other = sorted(map(tuple, prompts))  # what these two begin with, those between them do too
-    same = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
-    return min(same, min(map(len, prompts)) - 1)
+def _common_beginning(prompts: Sequence[tuple[int, ...]]) -> int:
+    """As `common_beginning`, but each prompt keeps a token of its own, from which its answer's first token is predicted."""
+    return min(common_beginning(prompts), min(map(len, prompts)) - 1)
 
 
 def _forward(model: Any, cache: Any, ids: Tensor, mask: Tensor, position: Tensor) -> Tensor:

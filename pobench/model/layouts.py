@@ -29,9 +29,7 @@ PAD = 0  # any valid id: a pad is never attended to by a token and never predict
 # The width of rows is a multiple of this. A processor's matrix kernels are compiled for each shape and cached. Recurring widths
 # reuse them, which saves memory, and more time than the pads cost.
 WIDTH_STEP = 32
-# The fewest tokens that all prompts of a row have to begin with to be laid out once. Fewer save less than their part of the
-# attention costs.
-LEAST_ROOT = 8
+LEAST_SHARED = 8  # tokens that prompts begin with alike, from which on these are laid out, or read for answers, once
 # What `member` holds instead of a group's index: for a pad, and for a token that all groups of the row begin with.
 NO_GROUP, ALL_GROUPS = -1, -2
 
@@ -146,14 +144,17 @@ def plan_step(groups: Sequence[Group], world: int, layout: Layout, budget: int) 
     """
     if world == 1:
         return [layout.plan(groups, budget)]
-    by_process = _plan_by_process(groups, world, layout, budget)
-    return _plan_by_turn(groups, world, layout, budget, at_most=len(by_process[0])) or by_process
-
-
-def _plan_by_process(groups: Sequence[Group], world: int, layout: Layout, budget: int) -> list[list[list[int]]]:
-    """Deal the groups to processes, then let the layout cut each process's share."""
     root = layout.root(groups)
     tokens = [layout.tokens(g) - root for g in groups]
+    by_process = _plan_by_process(groups, tokens, world, layout, budget)
+    fewest = max(1, -(-sum(tokens) // (world * max(1, budget - root))))
+    return _plan_by_turn(groups, tokens, world, layout, budget, range(fewest, len(by_process[0]) + 1)) or by_process
+
+
+def _plan_by_process(
+    groups: Sequence[Group], tokens: Sequence[int], world: int, layout: Layout, budget: int
+) -> list[list[list[int]]]:
+    """Deal the groups to processes, then let the layout cut each process's share. tokens: of each group, without the root."""
     plans = []
     for share in _longest_first(tokens, world):
         cut = [[share[i] for i in batch] for batch in layout.plan([groups[i] for i in share], budget)]
@@ -163,14 +164,12 @@ def _plan_by_process(groups: Sequence[Group], world: int, layout: Layout, budget
 
 
 def _plan_by_turn(
-    groups: Sequence[Group], world: int, layout: Layout, budget: int, at_most: int
+    groups: Sequence[Group], tokens: Sequence[int], world: int, layout: Layout, budget: int, allowed: range
 ) -> list[list[list[int]]] | None:
-    """Deal the groups to few micro-batches, and these to processes, similar sizes in one turn. None if that takes more than
-    `at_most` turns."""
-    root = layout.root(groups)
-    tokens = [layout.tokens(g) - root for g in groups]
-    turns = max(1, -(-sum(tokens) // (world * max(1, budget - root))))
-    while turns <= at_most:
+    """Deal the groups to few micro-batches, and these to processes, similar sizes in one turn. None if that takes more turns
+    than are allowed. tokens: of each group, without the root."""
+    turns = allowed.start
+    while turns < allowed.stop:
         batches = _longest_first(tokens, world * turns)
         if all(len(batch) < 2 or len(layout.plan([groups[i] for i in batch], budget)) == 1 for batch in batches):
             break
@@ -206,7 +205,7 @@ class SharedPrefix:
     """A row holds a prompt and its responses. Short groups share a row, up to the width of the longest group.
 
     one_row: put all groups of a micro-batch into one row. It suits attention that skips pairs of groups, whose cost does not
-    grow with the row's width. rooted: put what all their prompts begin with into that row once (`root_of`).
+    grow with the row's width. rooted: put what all their prompts begin with into that row once.
     """
 
     name = "shared_prefix"
@@ -216,7 +215,8 @@ class SharedPrefix:
         self.width_step, self.one_row, self.rooted = width_step, one_row, rooted
 
     def root(self, groups: Sequence[Group]) -> int:
-        return root_of(groups) if self.one_row and self.rooted else 0
+        shared = common_beginning([g.prompt for g in groups]) if self.one_row and self.rooted else 0
+        return shared if shared >= LEAST_SHARED else 0
 
     def tokens(self, group: Group) -> int:
         return group.tokens
@@ -295,14 +295,12 @@ class SharedPrefix:
         return -(-tokens // self.width_step) * self.width_step
 
 
-def root_of(groups: Sequence[Group]) -> int:
-    """How many tokens the prompts of all groups begin with; 0 if there are fewer than two groups, or than LEAST_ROOT tokens."""
-    if len(groups) < 2:
+def common_beginning(prompts: Sequence[tuple[int, ...]]) -> int:
+    """How many tokens all of several prompts begin with; 0 of a single prompt."""
+    if len(prompts) < 2:
         return 0
-    prompts = [g.prompt for g in groups]
-    least, most = min(prompts), max(prompts)  # what these two begin with, all that lie between begin with
-    common = next((i for i, (a, b) in enumerate(zip(least, most, strict=False)) if a != b), min(len(least), len(most)))
-    return common if common >= LEAST_ROOT else 0
+    one, other = min(prompts), max(prompts)  # what these two begin with, those between them do too
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
 def _best_fit(order: Sequence[int], groups: Sequence[Group], size: int, root: int) -> list[list[int]]:

@@ -29,9 +29,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from pobench.data.order import mismatch
 from pobench.model.device import make_accelerator
-from pobench.model.layouts import LEAST_ROOT, Layout, get_layout
+from pobench.model.layouts import LEAST_SHARED, Layout
 from pobench.model.logps import ResponseLogps
 from pobench.model.policy_sums import SumScorer
+from pobench.model.value import PromptValue
 from pobench.registry import Loss, get_loss, load_plugin
 from pobench.settings.schema import TrainConfig
 from pobench.training.density_ratio import DensityRatios, prompt_key
@@ -117,7 +118,7 @@ def small_pairs(n: int = PAIRS, seed: int = 1) -> list[TokenPair]:
     def ids(low: int, high: int) -> tuple[int, ...]:
         return tuple(draw.randrange(1, VOCABULARY) for _ in range(draw.randint(low, high)))
 
-    beginning = tuple(range(1, LEAST_ROOT + 2))
+    beginning = tuple(range(1, LEAST_SHARED + 2))
     return [
         TokenPair(f"p{i}", beginning + ids(1, 5), ids(1, 9), ids(1, 9), (5.0 + i % 4, 1.0 + i % 5)) for i in range(n)
     ]
@@ -261,7 +262,7 @@ def _train(
         max_grad_norm=1e30,
         precision="fp32",
         layout=split.layout,  # type: ignore[arg-type]
-        micro_tokens=_budget(split, items[: in_a_batch(items, BATCH)]),
+        micro_tokens=_budget(split, items[: in_a_batch(items, BATCH)], valued=loss.trains_value),
         head_tile=split.head_tile,
         checkpoint_seconds=0.0 if rate == MOVE else 1e9,
     )
@@ -298,12 +299,14 @@ def _train(
     return rows, gradients
 
 
-def layout_of(split: Split) -> Layout:
-    """As the small model lays rows out: attention by parts takes one row a micro-batch."""
-    return get_layout(split.layout, **({"one_row": True} if split.layout == "shared_prefix" else {}))
+def layout_of(split: Split, *, valued: bool = False) -> Layout:
+    """As training lays rows out for the small model. valued: with a value model beside it."""
+    policy = ResponseLogps(small_model())
+    policy.value = PromptValue(small_model()) if valued else None
+    return policy.layout(split.layout)
 
 
-def _budget(split: Split, items: Sequence[Item]) -> int:
+def _budget(split: Split, items: Sequence[Item], *, valued: bool = False) -> int:
     """The smallest token budget of a micro-batch that divides the items into no more micro-batches than the split has."""
-    groups, layout = [Group.of(item) for item in items], layout_of(split)
+    groups, layout = [Group.of(item) for item in items], layout_of(split, valued=valued)
     return next(b for b in range(1, 10_000) if len(layout.plan(groups, b)) <= split.micro_batches)

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from pobench.model import cpu
 from pobench.model.choose_layout import choose_layout, plain_logps
 from pobench.model.flex import BLOCK, use_blocks
-from pobench.model.layouts import LEAST_ROOT, get_layout, plan_step, root_of
+from pobench.model.layouts import LEAST_SHARED, get_layout, plan_step
 from pobench.model.logps import ResponseLogps
 from pobench.model.value import PromptValue
 from pobench.types import Group
 
-ROOT = LEAST_ROOT + 5
+ROOT = LEAST_SHARED + 5
 ONE_ROW = get_layout("shared_prefix", one_row=True)
 
 
@@ -47,10 +47,10 @@ def test_gradients_are_those_of_rows_without_a_root(name: str, monkeypatch: pyte
     policy = ResponseLogps(model)
     weight = torch.randn(sum(len(g.responses) for g in groups), dtype=torch.float64)
     grads = []
-    for least in (LEAST_ROOT, 10**6):
-        monkeypatch.setattr("pobench.model.layouts.LEAST_ROOT", least)
+    for least in (LEAST_SHARED, 10**6):
+        monkeypatch.setattr("pobench.model.layouts.LEAST_SHARED", least)
         batch = policy.layout("shared_prefix").collate(groups, policy.window)
-        assert batch.root == (ROOT if least == LEAST_ROOT else 0)
+        assert batch.root == (ROOT if least == LEAST_SHARED else 0)
         model.zero_grad()
         (policy(batch) * weight).sum().backward()
         grads.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
@@ -77,7 +77,7 @@ def test_the_root_is_the_longest_beginning_of_all_prompts(rest: list[list[int]],
         for n in range(99, -1, -1)
         if len({g.prompt[:n] for g in groups}) == 1 and n <= min(len(g.prompt) for g in groups)
     )
-    assert root_of(groups) == (longest if len(groups) > 1 and longest >= LEAST_ROOT else 0)
+    assert ONE_ROW.root(groups) == (longest if len(groups) > 1 and longest >= LEAST_SHARED else 0)
 
 
 @given(st.integers(1, 200), st.integers(2, 12), st.sampled_from([1, 64, 256, 1024]), st.sampled_from([1, 2, 3]))
@@ -121,7 +121,7 @@ def test_attention_that_does_not_see_the_root_is_not_taken(monkeypatch: pytest.M
     own = cpu.prefix_attention.parts_of
     monkeypatch.setattr(cpu.prefix_attention, "parts_of", lambda places, window, root: own(places, window, 0))
     groups = some_groups(5)
-    assert not root_of(groups)
+    assert not ONE_ROW.root(groups)
     policy = ResponseLogps(tiny("llama"))
     _, why = choose_layout(policy, groups)
     assert policy.attention != "parts" and "differs" in why

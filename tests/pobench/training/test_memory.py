@@ -21,6 +21,7 @@ from pobench.training import memory
 from pobench.types import Group
 
 CPU = torch.device("cpu")
+ROWS = get_layout("shared_prefix")
 A_TOKEN = 1000  # bytes that a token costs in these tests; a tenth of it with checkpointing
 
 
@@ -31,7 +32,7 @@ def choose(monkeypatch):
     groups = [Group((1,) * rng.randint(8, 30), ((2,) * rng.randint(4, 20),) * 2) for _ in range(20)]
     groups.append(Group((1,) * 32, ((2,) * 32, (3,) * 32)))
 
-    def run(free: int | None, later: int = 0, layout: str = "shared_prefix", groups=groups, **changes):
+    def run(free: int | None, later: int = 0, layout=ROWS, groups=groups, a_target=0, **changes):
         seen, on = [], []
         monkeypatch.setattr(memory, "free_memory", lambda device: free)
 
@@ -43,9 +44,9 @@ def choose(monkeypatch):
         config = TrainConfig(lr=1, **{"micro_tokens": "auto", "gradient_checkpointing": "auto", **changes})
 
         def step(batch) -> None:
-            seen.append(batch.input_ids.numel())
+            seen.append(batch.input_ids.numel() + a_target * len(batch.target))
 
-        found = memory.choose(config, groups, get_layout(layout), None, CPU, step, on.append, later)
+        found = memory.choose(config, groups, layout, None, CPU, step, on.append, later)
         assert on[-1] == found.gradient_checkpointing
         return found
 
@@ -87,6 +88,15 @@ def test_of_many_groups_the_longest_are_held_and_no_others(choose, monkeypatch) 
     assert len(most) == 601 and max(most) <= 8 + 2  # and the one at hand
 
 
+def test_under_a_common_beginning_micro_batches_are_smaller_as_more_of_them_are_answers(choose) -> None:
+    """A group alone is a sixth answers, which here cost ten times as much as prompts."""
+    groups = [Group((*(1,) * 79, 10 + i), ((2,) * 8, (3,) * 8)) for i in range(20)]
+    row = (96 + 10 * 16) * A_TOKEN / memory.SHARE
+    for rooted, tokens in ((False, 8 * 96), (True, 2 * 96)):
+        layout = get_layout("shared_prefix", one_row=True, rooted=rooted)
+        assert choose(int(8.1 * row), layout=layout, groups=groups, a_target=10)[:2] == (tokens, False)
+
+
 def test_what_the_optimiser_will_take_is_not_counted_as_free(choose) -> None:
     row = int(96 * A_TOKEN / memory.SHARE)
     assert choose(9 * row, later=6 * row)[:2] == choose(3 * row)[:2] == (2 * 96, False)
@@ -103,7 +113,7 @@ def test_a_number_that_was_given_stays_and_the_other_is_chosen_for_it(choose) ->
 
 def test_the_padded_layout_counts_its_repeated_prompts(choose) -> None:
     row = 128 * A_TOKEN / memory.SHARE  # two rows of 32 + 32
-    assert choose(int(2.1 * row), layout="padded")[:2] == (2 * 128, False)
+    assert choose(int(2.1 * row), layout=get_layout("padded"))[:2] == (2 * 128, False)
 
 
 def test_where_the_system_does_not_say_the_usual_number_stands(choose) -> None:

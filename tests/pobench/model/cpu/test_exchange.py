@@ -292,7 +292,7 @@ def test_the_yardstick_is_measured_on_the_untouched_model(monkeypatch: pytest.Mo
 
     monkeypatch.setattr("pobench.model.choose_layout.plain_logps", measured)
     choose_layout(policy, some_groups())
-    assert len(seen) >= 2 and set(seen) == {(False, "sdpa")}
+    assert seen == [(False, "sdpa")] * 4  # two groups as they are, and two that begin alike
     assert policy.has_exchanged_layers and policy.attention == "parts"
 
 

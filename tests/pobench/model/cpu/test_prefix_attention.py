@@ -23,14 +23,14 @@ from pobench.model.cpu.prefix_attention import (
     whole_mask,
     whole_rows,
 )
-from pobench.model.layouts import LEAST_ROOT, NO_GROUP, Batch, get_layout
+from pobench.model.layouts import LEAST_SHARED, NO_GROUP, Batch, get_layout
 from pobench.model.logps import ResponseLogps
 from pobench.types import Group
 
 SCALE = 0.3
 responses = st.lists(st.integers(1, 9), min_size=1, max_size=3)
 rows = st.lists(st.tuples(st.integers(1, 9), responses), min_size=1, max_size=4)
-roots = st.sampled_from([None, 0, LEAST_ROOT, 17])
+roots = st.sampled_from([None, 0, LEAST_SHARED, 17])
 
 
 def batch_of(lengths: list[tuple[int, list[int]]], root: int | None = None) -> Batch:
@@ -94,7 +94,7 @@ def test_the_parts_hold_every_token_once_and_all_that_it_sees(lengths, root) -> 
     assert not (sees & real[..., None] & ~looked).any()
 
 
-@pytest.mark.parametrize("root", [None, LEAST_ROOT])
+@pytest.mark.parametrize("root", [None, LEAST_SHARED])
 def test_the_gradient_is_that_of_finite_differences(root: int | None) -> None:
     batch = batch_of([(2, [3, 2]), (1, [2])], root)
     assert batch.root == (root or 0)
