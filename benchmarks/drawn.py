@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pandas as pd
@@ -22,7 +23,10 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def estimate(spread: dict[str, float]) -> Estimate:
-    return Estimate(spread["median"], spread["min"], spread["max"], int(spread["n"]))
+    """The median over rounds, between the least and the greatest; a single round has no interval."""
+    n = int(spread["n"])
+    low, high = (spread["min"], spread["max"]) if n > 1 else (math.nan, math.nan)
+    return Estimate(spread["median"], low, high, n)
 
 
 def step_figure(rows: dict[str, tuple[dict[str, Any], str]]) -> Figure:

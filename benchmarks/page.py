@@ -195,12 +195,38 @@ def _against_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _options(best: dict[str, Any]) -> str:
-    """TRL's fastest options, shortly, and how many were tried."""
+    """TRL's fastest options, shortly, and what was tried."""
     said = [f"micro-batches of {best['micro']}"]
     said += [name for name in ("precomputed", "checkpointing", "grouped", "compiled", "liger") if best[name]]
     said += [f"{name} {best[name]}" for name in ("workers", "optimiser", "attention") if best[name]]
     tried = [row for row in best["search"] if "fault" not in row]
-    return f"{', '.join(said)}; {len(tried)} tried" if tried else ", ".join(said)
+    return f"{', '.join(said)}; {f'{len(tried)} variants tried' if tried else 'only pairs a pass tried'}"
+
+
+def _searches(result: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """What was tried of TRL in every cell whose options were searched."""
+    rows = [
+        {
+            "cell": name,
+            "option": row["option"],
+            "seconds a pair": row.get("seconds_per_pair"),
+            "at the rate of the first": _at_first_rate(row, found["trl_best"]["search"][0]),
+            "": row.get("fault") or ("kept" if row.get("kept") else ""),
+        }
+        for name, cell in result["cells"].items()
+        if "fault" not in cell
+        for found in cell["result"]["losses"].values()
+        for row in found["trl_best"]["search"]
+    ]
+    about = "What the searches tried: one option after the other is changed, from the best so far, and kept if that pays."
+    return {about: rows} if rows else {}
+
+
+def _at_first_rate(row: dict[str, Any], first: dict[str, Any]) -> float | None:
+    """Seconds a pair, had the machine multiplied as fast as in the first trial."""
+    if "fault" in row or "fault" in first:
+        return None
+    return float(row["seconds_per_pair"] * row["matmul_flops"] / first["matmul_flops"])
 
 
 def _against_figure(result: dict[str, Any]) -> Figure:
@@ -416,13 +442,15 @@ KINDS = {
     ),
     "against_trl": Kind(
         "Every trainer of TRL",
-        "As above, pairs cut from the setting's texts to a mean length, and TRL's options searched: each is changed in "
-        "turn and kept where a trial found it to pay. Ratios have the machine's rate divided out, which every program measures "
+        "As above, pairs cut from the setting's texts to a mean length. In every cell, trials say how many pairs TRL takes in a "
+        "forward pass at its best; where variants were tried, each of its other options was changed in turn and kept if that "
+        "paid, and the other cells take what was found there. Ratios have the machine's rate divided out, which every program measures "
         "between its steps. TRL has no trainer for BCO; its DPO trainer has that loss on pairs. ORPO is compared with the "
         "likelihood term that its paper prints, and timed with TRL's own.",
         _against_rows,
         _against_figure,
         "Not measured yet. `python benchmarks/against_trl.py` takes hours, and goes on where it was stopped.",
+        _searches,
     ),
     "answers": Kind(
         "Answers, against transformers' generate",

@@ -42,6 +42,12 @@ def test_the_packages_listed_are_the_folders_on_disk() -> None:
     assert all((ROOT / folder / "__init__.py").is_file() for folder in CONTENT)
 
 
+@pytest.mark.parametrize("program", ["alpaca_eval.main", "lm_eval.__main__", "fastchat.llm_judge.show_result"])
+def test_the_benchmarks_own_programs_start_without_pobench(program: str) -> None:
+    started = subprocess.run([sys.executable, "-c", f"import {program}"], capture_output=True, text=True)
+    assert started.returncode == 0, started.stderr[-2000:]
+
+
 def test_a_wheel_installs_one_name(wheel) -> None:
     tops = {name.partition("/")[0] for name in wheel.namelist()}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"pobench"}

@@ -1,13 +1,14 @@
 """What a plan will cost before it is run: device hours, memory on each device, disk, and what a judge will read.
 
 From the model's size (its configuration alone, where the weights are not at hand: `published.py`), the pairs (counted
-where the data is at hand, else as published) and the pace of a step: measured steps of the same setting, else this
+where the data is at hand, else as published) and the pace of a step: measured steps of the setting's newest runs, else this
 machine's rate of multiplying matrices, else the hours that the SimPO authors print for eight H100s.
 """
 
 from __future__ import annotations
 
 import glob
+import heapq
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -59,6 +60,7 @@ SPEAKING = 0.1  # of the matrix-product rate is what sampling reaches: a token a
 TRAINING, TRAINING_ON_GPU = 0.8, 0.5
 LAYER_SECONDS, LAYER_SECONDS_ON_GPU = 0.02, 0.001
 IMPORT_SECONDS, START_SECONDS, READ_SECONDS = 10.0, 5.0, 1.0
+TIMED_RUNS = 20  # of a setting, the newest: their steps are read for the pace, however many there are
 
 
 @dataclass(frozen=True)
@@ -613,12 +615,20 @@ def _beside_products(train: TrainConfig, tokens: float, config: Mapping[str, Any
 
 
 def _measured(tasks: Sequence[Task]) -> list[float]:
-    """Seconds a pair of every logged step of this setting but each run's first, which warms up."""
+    """Seconds a pair of the logged steps of the setting's newest runs, but each run's first step, which warms up."""
     root = tasks[-1].runs / tasks[-1].job.setting
     seconds = []
-    for path in root.glob("*/steps.jsonl"):
+    for path in heapq.nlargest(TIMED_RUNS, root.glob("*/steps.jsonl"), key=_written):
         rows = RunFolder(root.parent, f"{root.name}/{path.parent.name}").logged()
         seconds += [
             row["seconds"] / row["pairs"] for row in rows[1:] if "pairs" in row
         ]  # not lists, not single answers
     return seconds
+
+
+def _written(path: Path) -> int:
+    """When the file was written, in nanoseconds; 0 where it has gone."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 
@@ -313,7 +314,11 @@ def results() -> dict[str, dict[str, Any]]:
     options = {
         "micro": 2, "precomputed": True, "checkpointing": False, "grouped": True, "compiled": False, "liger": False,
         "workers": 2, "optimiser": None, "attention": None,
-        "search": [{"option": "a"}, {"option": "b", "fault": "no time left"}],
+        "search": [
+            {"option": "a", "seconds_per_pair": 3.0, "matmul_flops": 2e11, "kept": True},
+            {"option": "b", "seconds_per_pair": 4.0, "matmul_flops": 1e11},
+            {"option": "c", "fault": "no time left"},
+        ],
     }  # fmt: skip
     against = {
         **common,
@@ -369,7 +374,17 @@ def test_the_page_draws_every_result_and_is_the_same_twice(tmp_path: Path) -> No
     text = first["README.md"].decode()
     assert "2.0 [1.5, 2.5] (n = 3)" in text
     assert "tiny | <b>" not in text.split("## ", 1)[1]  # a cell's bar is escaped
-    assert "micro-batches of 2, precomputed, grouped, workers 2; 1 tried" in text and "ended after 9 s" in text
+    assert "micro-batches of 2, precomputed, grouped, workers 2; 2 variants tried" in text and "ended after 9 s" in text
+    assert "| dpo-160-fp32 | a | 3 | 3 | kept |" in text and "| dpo-160-fp32 | b | 4 | 2 |" in text  # a machine half as fast
+    assert "| dpo-160-fp32 | c | – | – | no time left |" in text
+
+
+def test_a_single_round_has_no_interval() -> None:
+    from pobench.reporting.tables import make_table, to_markdown
+
+    cells = [script("drawn").estimate({"median": 2.0, "min": 2.0, "max": 2.0, "n": n}) for n in (1, 2)]
+    text = to_markdown(make_table(pd.DataFrame({"ratio": cells})))
+    assert "2 (n = 1)" in text and "2 [2, 2] (n = 2)" in text
 
 
 def test_the_page_names_every_file_that_is_no_result(tmp_path: Path) -> None:

@@ -14,15 +14,13 @@ a wrong number without an error. For other prompts or opponents use `length_only
 from __future__ import annotations
 
 import functools
-import importlib.util
+import importlib
 import json
 import logging
 import math
-import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -349,13 +347,9 @@ def _length_controlled(glm: Any, frame: pd.DataFrame, gamed: Path) -> dict[str, 
 
 @functools.cache
 def module(name: str) -> Any:
-    """Import a module of alpaca_eval. The import sets the root logger to INFO and needs pkg_resources, which setuptools 82 has
-    dropped. So the logger is restored, and a stub provides the two functions that it uses."""
+    """Import a module of alpaca_eval, and restore the root logger, which the import sets to INFO."""
     root = logging.getLogger()
     level, handlers = root.level, list(root.handlers)
-    lent = importlib.util.find_spec("pkg_resources") is None
-    if lent:
-        sys.modules["pkg_resources"] = _pkg_resources()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -363,17 +357,6 @@ def module(name: str) -> Any:
     finally:
         root.setLevel(level)
         root.handlers[:] = handlers
-        if lent:
-            del sys.modules["pkg_resources"]
-
-
-def _pkg_resources() -> ModuleType:
-    from packaging.version import parse
-
-    module: Any = ModuleType("pkg_resources")
-    module.parse_version = parse
-    module.get_distribution = importlib.metadata.distribution
-    return module  # type: ignore[no-any-return]
 
 
 # ---------------------------------------------------------------- answers, for a judge

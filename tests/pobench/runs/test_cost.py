@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,16 @@ def test_measured_steps_outrank_every_rule_of_thumb(tmp_path) -> None:
     assert after.basis == "the median of 2 measured steps of this setting"
     starting = cost.IMPORT_SECONDS + 2 * cost.START_SECONDS
     assert after.seconds - starting == pytest.approx(after.pairs * 2 * 2.0 / 16, rel=0.01), "two epochs"
+
+
+def test_only_the_newest_runs_tell_the_pace(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(cost, "TIMED_RUNS", 1)
+    for when, run in ((1, "dpo-12345678"), (3, "ipo-12345678"), (2, "kto-12345678")):
+        steps = tmp_path / "tiny" / run / "steps.jsonl"
+        steps.parent.mkdir(parents=True)
+        steps.write_text("".join(json.dumps({"step": i, "seconds": when, "pairs": 1}) + "\n" for i in (1, 2)))
+        os.utime(steps, (when, when))
+    assert cost._measured(tasks(tmp_path, "simpo", "tiny")) == [3.0]
 
 
 def test_without_measured_steps_the_estimate_is_near_what_runs_took(tmp_path, monkeypatch) -> None:
