@@ -19,6 +19,7 @@ import numpy as np
 from drawn import AS_IT_COMES, OURS, THEIRS, bar, bars_axis, estimate, step_figure, table
 from gpu_page import ABSENT, gpu_figure, gpu_more, gpu_result, gpu_rows, write_gpu_block
 from matplotlib.figure import Figure
+from trl_variants import IN_ANY_ORDER, TWINS, WITH_REFERENCE
 
 from pobench.errors import PobenchError
 from pobench.files import whole, write_text
@@ -124,7 +125,8 @@ def _conditions(results: dict[str, dict[str, Any]]) -> str:
         versions = ", ".join(f"{p} {packages[p]}" for p in ("torch", "transformers", "trl") if p in packages)
         device = machine["cpu"] if machine["device"] == "cpu" else machine["device"]
         lines.append(
-            clean(f"{stem}: {device}, {machine['threads']} threads, Python {machine['python']}, {versions}; ")
+            clean(f"{stem}: {device}, {machine['threads']} threads, Python {machine['python']}, {versions}")
+            + clean(f", commit {commit}; " if (commit := machine.get("commit")) else "; ")
             + clean(KINDS[result["benchmark"]].of(result))
         )
     return "\n".join(f"- {line}" for line in lines)
@@ -186,18 +188,28 @@ def _against_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
                 "memory, whole process": estimate(found["memory_ratio"]),
                 "beyond weights, gradients, moments": estimate(found["activation_ratio"]),
                 "share of the peak": estimate(found["sides"]["pobench"]["mfu"]),
-                "TRL's best options, or why nothing was measured": _options(found["trl_best"]),
+                "TRL's best options, or why nothing was measured": _options(found["trl_best"], TWINS[loss].trainer),
                 "difference of losses": f"{found['agreement']['largest_relative_difference']:.1e}",
-                "processor": cell["result"]["environment"]["cpu"],
+                "processor, commit": _where(cell["result"]["environment"]),
             }
         )
     return rows
 
 
-def _options(best: dict[str, Any]) -> str:
-    """TRL's fastest options, shortly, and what was tried."""
+def _where(environment: dict[str, Any]) -> str:
+    commit = environment.get("commit")
+    return f"{environment['cpu']}, {commit}" if commit else str(environment["cpu"])
+
+
+def _options(best: dict[str, Any], trainer: str) -> str:
+    """The fastest options of a trainer of TRL, shortly, and what was tried."""
+    cannot = {"precomputed": trainer not in WITH_REFERENCE, "grouped": trainer not in IN_ANY_ORDER}
     said = [f"micro-batches of {best['micro']}"]
-    said += [name for name in ("precomputed", "checkpointing", "grouped", "compiled", "liger") if best[name]]
+    said += [
+        name
+        for name in ("precomputed", "checkpointing", "grouped", "compiled", "liger")
+        if best[name] and not cannot.get(name)
+    ]
     said += [f"{name} {best[name]}" for name in ("workers", "optimiser", "attention") if best[name]]
     tried = [row for row in best["search"] if "fault" not in row]
     return f"{', '.join(said)}; {f'{len(tried)} variants tried' if tried else 'only pairs a pass tried'}"

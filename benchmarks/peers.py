@@ -19,6 +19,7 @@ import os
 import resource
 import signal
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -281,12 +282,26 @@ class StepClock:
 
 
 def about_machine(accelerator: Any) -> dict[str, Any]:
-    """The environment of a measurement: packages, processor, threads."""
+    """The environment of a measurement: code, packages, processor, threads."""
     from pobench.model.device import environment
 
     found = environment(accelerator)
     found["packages"]["trl"] = version_of("trl")
-    return {**found, "cpu": cpu_name(), "cores": cores()}
+    return {**found, "commit": commit_of(Path(__file__).parent), "cpu": cpu_name(), "cores": cores()}
+
+
+def commit_of(folder: Path) -> str | None:
+    """The commit of the checkout around a folder, twelve digits, and `+ changes` if a tracked file of Python differs from it. None: not git's."""
+
+    def git(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True)
+
+    try:
+        head = git("rev-parse", "--short=12", "HEAD")
+        changed = git("diff", "--quiet", "HEAD", "--", ":(top)*.py").returncode
+    except OSError:
+        return None
+    return None if head.returncode else head.stdout.strip() + (" + changes" if changed else "")
 
 
 # ---------------------------------------------------------------- pobench

@@ -133,13 +133,13 @@ def config_of(work: Work, folder: str) -> Any:
         "use_liger_kernel": variant.liger,
         **({} if variant.optimiser is None else {"optim": variant.optimiser}),
         **({} if variant.checkpointing is None else {"gradient_checkpointing": variant.checkpointing}),
-        **({"train_sampling_strategy": "group_by_length"} if variant.grouped and twin.trainer != "kto" else {}),
+        **({"train_sampling_strategy": "group_by_length"} if variant.grouped and twin.trainer in IN_ANY_ORDER else {}),
     }
     if twin.trainer in WITH_REFERENCE:
         common["precompute_ref_log_probs"] = variant.precomputed
     if twin.trainer == "dpo":
         return trl.DPOConfig(loss_type=[twin.loss_type], **common)
-    if twin.trainer == "kto":  # its kl belongs to batches in a fixed order
+    if twin.trainer == "kto":
         return trl.KTOConfig(loss_type=twin.loss_type, train_sampling_strategy="sequential", **common)
     if twin.trainer == "cpo":
         from trl.experimental.cpo import CPOConfig

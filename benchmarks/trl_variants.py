@@ -38,6 +38,7 @@ TRAINERS = {
     "bco": ("DPOTrainer", "bco_pair"),
 }
 WITH_REFERENCE = ("dpo", "kto")  # trainers that take a reference, and can compute its sums ahead
+IN_ANY_ORDER = ("dpo", "cpo", "orpo")  # trainers that can have batches of like lengths: KTO's kl belongs to batches in a fixed order
 
 
 def losses_of(trainer: str) -> list[str]:

@@ -379,6 +379,28 @@ def test_the_page_draws_every_result_and_is_the_same_twice(tmp_path: Path) -> No
     assert "| dpo-160-fp32 | c | – | – | no time left |" in text
 
 
+def test_a_measurement_names_the_commit_and_whether_code_differs_from_it(tmp_path: Path) -> None:
+    commit_of, below = script("peers").commit_of, tmp_path / "below"
+    below.mkdir()
+    assert commit_of(below) is None
+
+    def git(*words: str) -> str:
+        who = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+        return subprocess.run(["git", "-C", tmp_path, *who, *words], capture_output=True, text=True, check=True).stdout
+
+    git("init", "-q")
+    code, result = tmp_path / "code.py", tmp_path / "result.json"
+    code.write_text("1")
+    result.write_text("1")
+    git("add", ".")
+    git("commit", "-qm", "first")
+    head = git("rev-parse", "HEAD")[:12]
+    result.write_text("2")
+    assert commit_of(below) == head
+    code.write_text("2")
+    assert commit_of(below) == f"{head} + changes"
+
+
 def test_a_single_round_has_no_interval() -> None:
     from pobench.reporting.tables import make_table, to_markdown
 
