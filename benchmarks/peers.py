@@ -291,7 +291,8 @@ def about_machine(accelerator: Any) -> dict[str, Any]:
 
 
 def commit_of(folder: Path) -> str | None:
-    """The commit of the checkout around a folder, twelve digits, and `+ changes` if a tracked file of Python differs from it. None: not git's."""
+    """The commit of the checkout around a folder, twelve digits, and `+ changes` if a tracked file of Python differs from it.
+    None: it is not git's."""
 
     def git(*words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(["git", "-C", str(folder), *words], capture_output=True, text=True)

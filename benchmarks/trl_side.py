@@ -31,7 +31,7 @@ from peers import (
     training_order,
     warm_up_order,
 )
-from trl_variants import TWINS, WITH_REFERENCE, Variant, changes
+from trl_variants import IN_ANY_ORDER, TWINS, WITH_REFERENCE, Variant, changes
 
 from pobench.data.order import mismatch
 from pobench.errors import PobenchError

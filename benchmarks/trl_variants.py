@@ -38,7 +38,11 @@ TRAINERS = {
     "bco": ("DPOTrainer", "bco_pair"),
 }
 WITH_REFERENCE = ("dpo", "kto")  # trainers that take a reference, and can compute its sums ahead
-IN_ANY_ORDER = ("dpo", "cpo", "orpo")  # trainers that can have batches of like lengths: KTO's kl belongs to batches in a fixed order
+IN_ANY_ORDER = (
+    "dpo",
+    "cpo",
+    "orpo",
+)  # trainers that can have batches of like lengths: KTO's kl belongs to batches in a fixed order
 
 
 def losses_of(trainer: str) -> list[str]:
@@ -62,7 +66,7 @@ class Variant:
 
     @classmethod
     def best(cls, micro: int) -> Variant:
-        """What is fastest nearly everywhere; `changes` are tried from here."""
+        """What is fastest nearly everywhere, of what the trainer takes; `changes` are tried from here."""
         return cls(micro, precomputed=True, checkpointing=False, grouped=True)
 
 

@@ -43,19 +43,21 @@ def use_matrices(model: Any) -> None:
 
 
 def register_over(names: Mapping[str, str], over: Callable[[Callable[[Any], Any]], Any]) -> None:
-    """Register a kind over `sdpa` and one over `eager`, whose masks they take. names: base → the kind's name. over(base): the
+    """Register a kind over each base, whose masks it takes. names: base, `sdpa` or `eager` → the kind's name. over(base): the
     kind's function, which passes calls on to `base(module)`."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
     from transformers.masking_utils import eager_mask, sdpa_mask
 
-    AttentionInterface.register(names["sdpa"], over(lambda module: sdpa_attention_forward))
-    AttentionMaskInterface.register(names["sdpa"], sdpa_mask)
-    # Every architecture defines its own eager attention, in the Python module of its layers.
-    AttentionInterface.register(
-        names["eager"], over(lambda module: sys.modules[type(module).__module__].eager_attention_forward)
-    )
-    AttentionMaskInterface.register(names["eager"], eager_mask)
+    bases: dict[str, tuple[Callable[[Any], Any], Any]] = {
+        "sdpa": (lambda module: sdpa_attention_forward, sdpa_mask),
+        # Every architecture defines its own eager attention, in the Python module of its layers.
+        "eager": (lambda module: sys.modules[type(module).__module__].eager_attention_forward, eager_mask),
+    }
+    for base, name in names.items():
+        function, mask = bases[base]
+        AttentionInterface.register(name, over(function))
+        AttentionMaskInterface.register(name, mask)
 
 
 def added_mask(visible: Tensor, dtype: torch.dtype) -> Tensor:

@@ -20,7 +20,7 @@ from pobench.model.products import product_type
 
 NAME = "flash_attention_2"
 # not called flash: transformers would take the name for kernels of its own
-_NAMES = {base: f"fused_over_{base}" for base in ("sdpa", "eager")}
+_NAME = "fused_over_sdpa"
 
 
 def missing(attention: str, layout: str, precision: str) -> list[str]:
@@ -45,40 +45,43 @@ def missing(attention: str, layout: str, precision: str) -> list[str]:
 def use_flash(model: Any) -> None:
     """Let the model's layers take calls without a mask to FlashAttention.
 
-    Raises PobenchError for a model whose attention cannot be exchanged.
+    Raises PobenchError for a model whose attention cannot be exchanged, or is eager: such a model makes a mask for every call,
+    so none would come to FlashAttention.
     """
-    if not can_change(model):
-        raise PobenchError(f"model.attention: {NAME}: this model's attention cannot be exchanged; allowed here: auto")
+    if not can_change(model) or base_kind(model) != "sdpa":
+        reason = "is eager" if can_change(model) else "cannot be exchanged"
+        raise PobenchError(f"model.attention: {NAME}: this model's attention {reason}; allowed here: auto")
     _register()
-    model.set_attn_implementation(_NAMES[base_kind(model)])
+    model.set_attn_implementation(_NAME)
 
 
 def takes_flash(model: Any) -> bool:
     """Whether the model's layers call FlashAttention now."""
-    return current_kind(model) in _NAMES.values()
+    return current_kind(model) == _NAME
 
 
 @cache
 def _register() -> None:
-    register_over(_NAMES, _flash_or)
+    register_over({"sdpa": _NAME}, _flash_or)
 
 
 def _flash_or(base: Any) -> Any:
     def attention(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **how: Any) -> Any:
         narrow = product_type(query) in (torch.bfloat16, torch.float16)
         whole = attention_mask is None and query.shape[2] == key.shape[2] > 1 and getattr(module, "is_causal", True)
-        if narrow and whole and not how.get("dropout") and how.get("s_aux") is None:
-            return _flash(query, key, value, how.get("scaling"), how.get("softcap")), None
+        plain = not how.get("dropout") and how.get("s_aux") is None and how.get("softcap") is None
+        if narrow and whole and plain:
+            return _flash(query, key, value, how.get("scaling")), None
         return base(module)(module, query, key, value, attention_mask, **how)
 
     return attention
 
 
-def _flash(query: Tensor, key: Tensor, value: Tensor, scaling: float | None, softcap: float | None) -> Tensor:
+def _flash(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
     """(rows, width, heads, features) of query (rows, heads, width, features), key and value (rows, fewer heads, …)."""
     from flash_attn import flash_attn_func
 
     dtype = product_type(query)
     q, k, v = (t.transpose(1, 2).to(dtype) for t in (query, key, value))
-    y: Tensor = flash_attn_func(q, k, v, softmax_scale=scaling, causal=True, softcap=softcap or 0.0)
+    y: Tensor = flash_attn_func(q, k, v, softmax_scale=scaling, causal=True)
     return y

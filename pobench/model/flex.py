@@ -23,6 +23,7 @@ from pobench.model.layouts import Batch, Place
 from pobench.model.products import product_type
 
 BLOCK = 128  # tokens; FlexAttention's own block, so a row is as wide as a multiple of it
+VARIANTS = 64  # of the kernels, more than a model and its reference can need
 _NAMES = {base: f"flex_over_{base}" for base in ("sdpa", "eager")}
 
 
@@ -57,8 +58,11 @@ def takes_blocks(model: Any) -> bool:
 
 def block_mask(batch: Batch, window: int | None = None) -> BlockMask:
     """`batch.sees(window)` as blocks, computed once a batch for all layers. The places of the groups suffice for it, so
-    nothing is read from the device and no (width × width) matrix is built."""
+    nothing is read from the device and no (width × width) matrix is built. Raises ValueError for rows that are no whole
+    blocks."""
     rows, width = batch.input_ids.shape
+    if width % BLOCK:
+        raise ValueError(f"rows of {width} tokens are no whole blocks of {BLOCK}")
     device = batch.input_ids.device
     blocks = _visible_blocks(batch.places, rows, width // BLOCK, window, batch.root)
     partly, of_partly, wholly, of_wholly = (t.to(device, non_blocking=True) for kind in blocks for t in _listed(kind))
@@ -177,4 +181,10 @@ def _capped(softcap: float) -> Any:
 @cache
 def _kernel(device: str) -> Any:
     """On a GPU the fused kernels, compiled once per kind of shape; on a CPU the plain form, which has no gradient."""
-    return flex_attention if device == "cpu" else torch.compile(flex_attention)
+    if device == "cpu":
+        return flex_attention
+    # With and without gradient, window, fp32 and one block a row are variants each. Beyond the limit, which is 8 by itself,
+    # attention would be computed unfused without a word.
+    dynamo = torch._dynamo.config
+    dynamo.recompile_limit = max(dynamo.recompile_limit, VARIANTS)
+    return torch.compile(flex_attention)

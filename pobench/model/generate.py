@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from pobench.errors import PobenchError
+from pobench.model.attention import base_of
 from pobench.model.device import free_memory
 from pobench.model.layouts import LEAST_SHARED, PAD, common_beginning
 from pobench.model.packed import packed_layers
@@ -229,7 +230,7 @@ def row_bytes(config: Any, dtype: torch.dtype, prompt: int, new: int) -> int | N
     hidden = int(text.hidden_size)
     states = 8 * hidden + 3 * int(getattr(text, "intermediate_size", None) or 4 * hidden)
     # Eager attention holds all scores twice, in fp32; other kinds hold the mask alone.
-    eager = getattr(text, "_attn_implementation", None) == "eager"
+    eager = base_of(getattr(text, "_attn_implementation", None) or "") == "eager"
     scores = 8 * int(text.num_attention_heads) if eager else dtype.itemsize
     return int(
         (prompt + new) * token
@@ -353,7 +354,7 @@ class _Read(NamedTuple):
 def _read(model: Any, rows: Sequence[Sequence[int]], count: int) -> _Read:
     """Read the prompts of all rows, with room for `count` more tokens of each. Where their caches can be put side by side,
     `READ_TOGETHER` rows at a time: they come by length, so few pads are read."""
-    if len(rows) <= READ_TOGETHER or not _moves_few(_cache(model.config, 0, static=model.device.type == "cuda")):
+    if len(rows) <= READ_TOGETHER or not _moves_few(_cache(model.config, 0, static=_takes_static(model))):
         return _read_together(model, rows, count)
     parts = [_read_together(model, rows[at : at + READ_TOGETHER], 0) for at in range(0, len(rows), READ_TOGETHER)]
     width = max(part.mask.shape[1] for part in parts)
@@ -370,7 +371,7 @@ def _read_together(model: Any, rows: Sequence[Sequence[int]], count: int) -> _Re
     prompts = list(place)
     begins = _common_beginning(prompts)
     device, width = model.device, max(map(len, prompts))
-    cache = _cache(model.config, width + count, static=device.type == "cuda")
+    cache = _cache(model.config, width + count, static=_takes_static(model))
     if begins < LEAST_SHARED or not _holds_keys_alone(cache):
         begins = 0
     own, mask, position = left_padded([prompt[begins:] for prompt in prompts], PAD, device).values()
@@ -407,6 +408,14 @@ def _forward(model: Any, cache: Any, ids: Tensor, mask: Tensor, position: Tensor
         logits_to_keep=last,
     ).logits[:, -1]
     return logits
+
+
+def _takes_static(model: Any) -> bool:
+    """Whether answers are made with a static cache: on a GPU, by models whose code reads one of them as it is meant. Where a
+    model cuts its own window or its own bias of positions (ALiBi) to the keys that it is given, it would count those that are
+    not filled yet."""
+    own_bias = getattr(model.config, "alibi", False) or model.config.model_type == "bloom"
+    return model.device.type == "cuda" and getattr(model, "_can_compile_fullgraph", False) and not own_bias
 
 
 def _cache(config: Any, tokens: int, static: bool) -> Any:

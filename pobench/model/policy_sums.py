@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -82,6 +83,12 @@ class SumScorer:
         """
         budget = self.budget if gradient else max(self.budget, min(MICRO_TOKENS, WITHOUT_GRADIENT * self.budget))
         return plan_step(groups, self.world, self.layout, budget)
+
+    @property
+    def rows(self) -> str:
+        """The layout, and the attention that its rows are made for, in words."""
+        name = self.layout.name
+        return f"{name} by {self.policy.attention}" if name == "shared_prefix" else name
 
     @property
     def world(self) -> int:
@@ -165,10 +172,7 @@ class SumScorer:
 
     def most(self, value: float) -> float:
         """The largest value of the processes that share the work."""
-        if self.world == 1:
-            return value
-        here = torch.tensor([value], dtype=torch.float64, device=self.accelerator.device)
-        return float(self.accelerator.gather(here).max())
+        return value if self.alone else largest(self.accelerator, value)
 
     def from_first(self, numbers: Tensor) -> Tensor:
         """The first process's numbers, in all processes that share the work. Shape and type are the same in all."""
@@ -176,6 +180,14 @@ class SumScorer:
             return numbers
         sent: Tensor = broadcast(numbers.to(self.accelerator.device))
         return sent.cpu()
+
+
+def largest(accelerator: Accelerator, value: float) -> float:
+    """The largest value of all processes."""
+    if accelerator.num_processes == 1:
+        return value
+    here = torch.tensor([value], dtype=torch.float64, device=accelerator.device)
+    return float(accelerator.gather(here).max())
 
 
 def empty_values(groups: Sequence[Group], *, per_token: bool = False) -> tuple[Tensor, list[range]]:
@@ -203,7 +215,9 @@ def sum_scorer(
     computes the model's own log-probabilities.
     """
     named, kernels = policy.attention, policy.kernels
-    name, reason = choose_layout(policy, groups, config.layout)
+    most = None if alone else partial(largest, accelerator)
+    autocast = accelerator.autocast if policy.autocast and accelerator.mixed_precision == "bf16" else None
+    name, reason = choose_layout(policy, groups, config.layout, most=most, autocast=autocast)
     if named in ("blocks", "flash") and policy.attention != named:
         say(f"attention by matrices, not by {named}: {reason}")
     if policy.kernels != kernels:

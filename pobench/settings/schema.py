@@ -97,7 +97,7 @@ class ModelConfig(Section):
     """Whether code that comes with the model may run."""
     attention: Literal["auto", "flex", "flash_attention_2", "sdpa", "eager"] = "auto"
     """Attention in training. flex: FlexAttention, on a GPU. flash_attention_2: over padded rows, in bf16, on a GPU with
-    flash-attn, if a check passes, else as auto. auto: flex if a check passes, else sdpa, or eager for capped scores."""
+    flash-attn, if a check passes, else the model's own. auto: flex if a check passes, else sdpa, or eager for capped scores."""
     kernels: Literal["none", "liger"] = "none"
     """liger: norms and MLPs of training and scoring by liger-kernel, on a GPU, if a check passes."""
     chat_template: str | None = None

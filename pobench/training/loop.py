@@ -235,6 +235,13 @@ def minimise(
     return Trained(len(batches), spent.seconds, spent.waited, peak, tokens, layout, reason, gap, *run.choice)
 
 
+def _refuse_unlike_steps(accelerator: Accelerator, folder: Path, step: int) -> None:
+    """Raises PobenchError, in all processes, unless all have the checkpoint of one step."""
+    steps = accelerator.gather(torch.tensor([step], device=accelerator.device)).tolist()
+    if len(set(steps)) > 1:
+        raise PobenchError(f"{str(folder)!r}: the processes resume from different steps: {steps}")
+
+
 def _note_a_cut_warmup(config: LoopConfig, steps: int, say: Callable[[str], None]) -> None:
     warmup = math.ceil(config.warmup_ratio * steps)
     if warmup > warmup_steps(config, steps):
@@ -285,7 +292,9 @@ class _Run:
         objective.follow(policy)
         scorer = sum_scorer(policy, objective.groups, config, accelerator, say)
         saved = checkpoint.latest(folder, content)
-        choice = _micro_batch(config, objective, scorer, checkpoint.about(saved) if saved else {})
+        state = checkpoint.about(saved) if saved else {}
+        _refuse_unlike_steps(accelerator, folder, state.get("step", 0))  # before a probe, which all make or none
+        choice = _micro_batch(config, objective, scorer, state)
         scorer.budget = choice.micro_tokens
         if "auto" in (config.micro_tokens, config.gradient_checkpointing):
             how = "with" if choice.gradient_checkpointing else "without"
@@ -303,9 +312,7 @@ class _Run:
         done = state["step"] if state else 0
         self.objective.state = state.get("objective", {}) if state else {}
         spent = Spent(state["seconds"], state.get("waited", math.nan)) if state else Spent()
-        steps = self.accelerator.gather(torch.tensor([done], device=self.accelerator.device)).tolist()
-        if len(set(steps)) > 1:
-            raise PobenchError(f"{str(folder)!r}: the processes resume from different steps: {steps}")
+        _refuse_unlike_steps(self.accelerator, folder, done)
         return done, spent
 
     def make_room_for_gradients(self) -> None:

@@ -32,6 +32,7 @@ SHARE = 0.8  # of the free memory, for a micro-batch; the rest is for what a pro
 # make a GPU any faster.
 MOST_TOKENS = {"cpu": MICRO_TOKENS, "cuda": 32_768}
 PROBED = 4096  # groups that are held to choose the longest rows of; the others are read and dropped
+LARGEST = 16  # of them, by tokens without pads, that are laid out to find the largest
 SECONDS_BETWEEN_SAMPLES = 0.001
 KERNELS = 64  # twice the shapes of products in one micro-batch; all layers share them
 _M_MMAP_THRESHOLD = -3  # its value in glibc's malloc.h
@@ -157,6 +158,8 @@ def choose(
     fixed = None if config.micro_tokens == "auto" else config.micro_tokens
     setting = config.gradient_checkpointing
     unit = [longest[i] for i in layout.plan(longest, fixed or 1)[0]]
+    if fixed is None:  # of padded rows, a group of more but shorter ones may be larger
+        unit = max([unit, *([g] for g in heapq.nlargest(LARGEST, longest, key=layout.tokens))], key=tokens)
     width = tokens(unit)
     quarter = [Group(g.prompt[: _quarter(g.prompt)], tuple(r[: _quarter(r)] for r in g.responses)) for g in unit]
 
@@ -177,7 +180,7 @@ def choose(
     if free is None:
         checkpointing(setting is True)
         return Choice(fixed or MICRO_TOKENS, setting is True, "this system does not tell how much memory is free")
-    allowed = SHARE * max(0, free - later)
+    allowed = SHARE * max(0, free - together(later))
     need, on = math.inf, False
     for on in (False, True) if setting == "auto" else (bool(setting),):
         checkpointing(on)

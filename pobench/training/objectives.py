@@ -283,10 +283,11 @@ class PreferenceObjective:
             return math.nan
         probed = list(first[:8])
         if isinstance(self.reference, EveryStep):
-            if self.loss.runs_reference and self.reference.scorer.layout.name != scorer.layout.name:
+            ours, theirs = scorer.rows, self.reference.scorer.rows
+            if self.loss.runs_reference and ours != theirs:
                 raise PobenchError(
                     f"{self.loss.name} compares the policy with the reference in the same rows, and their layouts differ: "
-                    f"{scorer.layout.name}, {self.reference.scorer.layout.name}; set train.layout: padded"
+                    f"{ours}, {theirs}; set train.layout: padded"
                 )
             self._read_reference(probed)
             self._read_borrowed(probed)

@@ -375,7 +375,9 @@ def test_the_page_draws_every_result_and_is_the_same_twice(tmp_path: Path) -> No
     assert "2.0 [1.5, 2.5] (n = 3)" in text
     assert "tiny | <b>" not in text.split("## ", 1)[1]  # a cell's bar is escaped
     assert "micro-batches of 2, precomputed, grouped, workers 2; 2 variants tried" in text and "ended after 9 s" in text
-    assert "| dpo-160-fp32 | a | 3 | 3 | kept |" in text and "| dpo-160-fp32 | b | 4 | 2 |" in text  # a machine half as fast
+    assert (
+        "| dpo-160-fp32 | a | 3 | 3 | kept |" in text and "| dpo-160-fp32 | b | 4 | 2 |" in text
+    )  # a machine half as fast
     assert "| dpo-160-fp32 | c | – | – | no time left |" in text
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from architectures import tiny
 from torch.nn.functional import scaled_dot_product_attention
 
 from pobench.errors import PobenchError
@@ -27,7 +28,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> list[torch.dtype]:
     """A stand-in for `flash_attn_func`; the types of its calls."""
     calls: list[torch.dtype] = []
 
-    def flash_attn_func(q: Any, k: Any, v: Any, softmax_scale: Any, causal: bool, softcap: float) -> Any:
+    def flash_attn_func(q: Any, k: Any, v: Any, softmax_scale: Any, causal: bool) -> Any:
         assert causal and q.dtype in (torch.bfloat16, torch.float16), "its kernels know no fp32"
         calls.append(q.dtype)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
@@ -76,6 +77,11 @@ def test_kernels_that_fail_are_not_used(policy, pairs, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "flash_attn", None)  # an import that fails
     name, reason = choose_layout(policy, [*map(Group.of, pairs)])
     assert name == "padded" and policy.attention == "matrices" and "padded by flash: " in reason
+
+
+def test_a_model_that_makes_a_mask_for_every_call_is_refused() -> None:
+    with pytest.raises(PobenchError, match="this model's attention is eager"):
+        use_flex(tiny("gemma2"), flash.NAME)
 
 
 def test_what_this_machine_or_the_settings_lack_is_listed_before_anything_runs(setting, tmp_path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import create_block_mask
 
 from pobench.errors import PobenchError
+from pobench.model import choose_layout as choose
 from pobench.model import flex
 from pobench.model.attention import base_kind, use_matrices
 from pobench.model.choose_layout import choose_layout, plain_logps
@@ -143,6 +145,57 @@ def test_wrong_blocks_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(flex, "_flex", lambda q, k, v, m, **how: own(q, k, v, m, **{**how, "scaling": 0.5}))
     name, why = choose_layout(policy, some_groups())
     assert name == "shared_prefix" and "by blocks: differs by" in why and not takes_blocks(policy.model)
+
+
+def test_a_way_is_taken_only_if_it_passes_in_every_process() -> None:
+    others = iter([1.5, *[0.0] * 9])  # another process's first way does not pass
+    policy = by_blocks("llama")
+    name, why = choose_layout(policy, some_groups(), most=lambda here: max(here, next(others)))
+    assert name == "shared_prefix" and not takes_blocks(policy.model)
+    assert "by blocks: does not pass in another process" in why
+
+
+def test_a_sum_that_is_no_number_is_found_in_any_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, own = by_blocks("llama"), flex._flex
+    width = policy.layout("shared_prefix").collate(some_groups()).input_ids.shape[1]
+
+    def broken_in_wider_rows(q: torch.Tensor, *args: object, **how: object) -> torch.Tensor:
+        y = own(q, *args, **how)
+        return y * torch.nan if q.shape[2] > width else y
+
+    monkeypatch.setattr(flex, "_flex", broken_in_wider_rows)
+    _, why = choose_layout(policy, some_groups())
+    assert "by blocks: differs by nan" in why and not takes_blocks(policy.model)
+
+
+def test_kernels_are_tried_in_the_type_that_training_computes_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    narrow, own = partial(torch.autocast, "cpu", torch.bfloat16), flex._flex
+    policy = by_blocks("llama")
+    assert "by blocks" in choose_layout(policy, some_groups(), autocast=narrow)[1] and takes_blocks(policy.model)
+
+    def broken_in_bf16(*args: object, **how: object) -> torch.Tensor:
+        return own(*args, **how) * (2 if torch.is_autocast_enabled("cpu") else 1)
+
+    monkeypatch.setattr(flex, "_flex", broken_in_bf16)
+    _, why = choose_layout(policy, some_groups(), autocast=narrow)
+    assert "and in bf16 by more than it may" in why and not takes_blocks(policy.model)
+
+
+def test_blocks_are_tried_on_no_more_tokens_than_tell_and_on_none_beyond_the_models_context() -> None:
+    long = Group((1,) * 3000, ((2,) * 900, (3,) * 800))
+    policy = by_blocks("llama")
+    context = policy.model.config.max_position_embeddings = 700
+    (group,) = choose._telling(policy, [long])
+    assert len(group.prompt) == 2 * BLOCK and {*map(len, group.responses)} == {BLOCK}
+    for prompt in (3, 100, 300, 600, 650):
+        longer = choose._longer(Group((1,) * prompt, ((2,) * 90,)), choose._reach(policy.model))
+        assert len(longer.prompt) % prompt == 0 and len(longer.prompt) <= max(prompt, context - 90)
+
+
+def test_rows_that_are_no_whole_blocks_get_no_block_mask() -> None:
+    batch = get_layout("shared_prefix", one_row=True).collate(some_groups())
+    with pytest.raises(ValueError, match="no whole blocks"):
+        block_mask(batch)
 
 
 def test_on_a_processor_blocks_are_refused_when_asked_for_and_not_taken_by_auto() -> None:

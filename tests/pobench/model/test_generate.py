@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_chat_model import character_tokenizer, chat_model
+from transformers import BloomForCausalLM, FalconForCausalLM, GPTNeoForCausalLM, LlamaForCausalLM
 
 from pobench.data.chat import Chat
 from pobench.errors import PobenchError
@@ -261,6 +264,33 @@ def test_a_batch_that_memory_does_not_hold_is_decoded_in_parts_with_the_same_ans
     monkeypatch.setattr(generation, "free_memory", lambda device: 0)
     assert generate(model, CHAT, PROMPTS[:1], Decoding(2, samples=2)), "one row is tried whatever is free"
     assert sizes == [24, 8, 8, 8, 1, 1], "eleven fit, so eight, the next lower power of two"
+
+
+def test_eager_attention_under_another_name_counts_its_scores_too(model):
+    config = copy.deepcopy(model.config)
+    rows = {}
+    for name in ("sdpa", "eager", "flex_over_eager", "flex_over_sdpa"):
+        config._attn_implementation_internal = name
+        rows[name] = row_bytes(config, torch.bfloat16, 100, 10)
+    assert rows["flex_over_eager"] == rows["eager"] > rows["flex_over_sdpa"] == rows["sdpa"]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt_neo", "bloom", "falcon with alibi"])
+def test_a_static_cache_is_for_models_that_read_it_as_it_is_meant(kind) -> None:
+    name, _, alibi = kind.partition(" with ")
+    classes = {
+        "llama": LlamaForCausalLM,
+        "gpt_neo": GPTNeoForCausalLM,
+        "bloom": BloomForCausalLM,
+        "falcon": FalconForCausalLM,
+    }
+    config = SimpleNamespace(model_type=name, **({"alibi": True} if alibi else {}))
+    on_gpu = SimpleNamespace(
+        config=config, device=torch.device("cuda"), _can_compile_fullgraph=classes[name]._can_compile_fullgraph
+    )
+    assert generation._takes_static(on_gpu) == (kind == "llama")
+    on_gpu.device = torch.device("cpu")
+    assert not generation._takes_static(on_gpu)
 
 
 def test_new_tokens_count_towards_the_memory_of_a_batch(model):

@@ -15,6 +15,7 @@ from transformers.models.llama import modeling_llama
 from pobench.errors import PobenchError
 from pobench.model import liger
 from pobench.model.choose_layout import choose_layout
+from pobench.model.device import make_accelerator
 from pobench.model.logps import ResponseLogps
 from pobench.model.policy_sums import sum_scorer
 from pobench.runs.plan import make_plan
@@ -86,7 +87,7 @@ def test_norms_and_mlps_go_through_its_kernels_once_they_are_proven(start_model,
 def test_kernels_that_compute_something_else_are_not_used_and_a_sentence_says_so(start_model, pairs, kernels) -> None:
     kernels(1.1)
     policy, told = policy_of(start_model), list[str]()
-    scorer = sum_scorer(policy, [*map(Group.of, pairs)], TrainConfig(lr=1), None, told.append)  # type: ignore[arg-type]
+    scorer = sum_scorer(policy, [*map(Group.of, pairs)], TrainConfig(lr=1), make_accelerator("fp32"), told.append)
     assert policy.kernels == "none" and policy.attention == "parts" and policy.has_exchanged_layers
     assert scorer.layout.name == "shared_prefix" and told[0].startswith(
         "the model's own norms and MLPs, not those of liger: "

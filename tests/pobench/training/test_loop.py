@@ -6,6 +6,9 @@ import copy
 import gc
 import itertools
 import math
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +17,7 @@ import torch
 from pobench.errors import PobenchError
 from pobench.registry import get_loss, list_losses, losses, register_loss
 from pobench.settings.schema import TrainConfig
-from pobench.training.loop import NonFiniteError, learning_rate
+from pobench.training.loop import NonFiniteError, _refuse_unlike_steps, learning_rate
 from pobench.training.objectives import PreferenceObjective
 from pobench.training.reference import EveryStep, ReferenceSums
 from pobench.types import Group, LossOutput, Pair
@@ -73,6 +76,13 @@ def test_a_killed_run_resumes_bit_for_bit(fit, pairs) -> None:
     last = {row["step"]: row["loss"] for row in seen}
     assert [last[row["step"]] for row in rows] == [row["loss"] for row in rows]
     assert seen[-1]["step"] == trained.steps == 9
+
+
+def test_processes_whose_checkpoints_are_of_unlike_steps_are_refused_together() -> None:
+    for found, refused in (([4, 4], False), ([4, 0], True)):
+        two = SimpleNamespace(device=torch.device("cpu"), gather=lambda step, found=found: torch.tensor(found))
+        with pytest.raises(PobenchError, match=r"different steps: \[4, 0\]") if refused else nullcontext():
+            _refuse_unlike_steps(two, Path("checkpoints"), 4)
 
 
 def test_watching_the_held_out_pairs_changes_no_weight_and_is_logged_where_it_was_done(fit, pairs) -> None:

@@ -53,6 +53,14 @@ def choose(monkeypatch):
     return run
 
 
+def test_of_padded_lists_the_group_of_most_tokens_is_probed_not_the_widest(choose) -> None:
+    widest, most = Group((1,) * 60, ((2,) * 40,)), Group((1,) * 50, ((2,) * 40,) * 8)
+    row = 8 * 90 * A_TOKEN / memory.SHARE  # what a micro-batch of its own takes
+    found = choose(int(1.5 * row), layout=get_layout("padded"), groups=[widest, most])
+    assert found[:2] == (8 * 90, False)
+    assert choose(int(0.9 * row), layout=get_layout("padded"), groups=[widest, most]).gradient_checkpointing
+
+
 def test_less_memory_gives_smaller_micro_batches_and_only_the_least_gives_checkpointing(choose) -> None:
     row = 96 * A_TOKEN / memory.SHARE  # free memory that one row of the longest pair needs
     assert choose(int(1000 * row))[:2] == (MICRO_TOKENS, False)  # no more than a processor has use for
