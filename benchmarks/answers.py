@@ -83,6 +83,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         **peers.common(given, job),
         "data": Path(job.answers.source).name,
         "prompts": len(asked),
+        "answered_together": ANSWERED_TOGETHER,
         "rounds": given.rounds,
         "max_new_tokens": new,
         "mean_prompt_tokens": sum(map(len, asked)) / len(asked),

@@ -335,6 +335,7 @@ def _scaling_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
             "loss": result["loss"],
             "pairs": run["pairs"],
             "tokens": run["tokens"],
+            "tokens a micro-batch": result["micro_tokens"],
             "seconds": run["seconds"],
             "of which data": run["data_seconds"],
             "of which reference": run["reference_seconds"],
@@ -483,6 +484,7 @@ KINDS = {
         _answer_figure,
         "Not measured yet. `python benchmarks/answers.py --out benchmarks/results/answers.json` takes some minutes.",
         _answer_faults,
+        of=lambda result: f"{result['model']} on {result['prompts']} prompts of {result['data']}",
     ),
     "profile": Kind(
         "Where the step's time goes",
@@ -508,7 +510,7 @@ KINDS = {
         _scaling_figure,
     ),
     "suite": Kind(
-        "All losses",
+        "All losses of pairs",
         "pobench is measured; TRL's side is an estimate from measured steps of its DPOTrainer.",
         _suite_rows,
         _suite_figure,

@@ -290,6 +290,8 @@ def results() -> dict[str, dict[str, Any]]:
         "dtype": "fp32",
         "batch_size": 8,
         "pairs": 16,
+        "micro_tokens": 384,
+        "mean_tokens": {"prompt": 40.0, "chosen": 60.5, "rejected": 59.5},
         "environment": {
             "packages": {"torch": "2", "transformers": "5", "trl": "1"},
             "cpu": "a processor",
@@ -341,7 +343,7 @@ def results() -> dict[str, dict[str, Any]]:
     return {
         "vs_trl": against,
         "answers": {
-            **common, "prompts": 9, "sides": {"pobench": answered, "generate": answered}, "faults": {"continuous": "none"},
+            **common, "prompts": 9, "answered_together": 9, "sides": {"pobench": answered, "generate": answered}, "faults": {"continuous": "none"},
         },
         "against_trl": {**common, "cells": cells},
         "scaling": {

@@ -192,6 +192,14 @@ def test_blocks_are_tried_on_no_more_tokens_than_tell_and_on_none_beyond_the_mod
         assert len(longer.prompt) % prompt == 0 and len(longer.prompt) <= max(prompt, context - 90)
 
 
+def test_the_kernels_may_have_as_many_variants_as_a_model_needs() -> None:
+    flex._kernel.cache_clear()
+    with torch._dynamo.config.patch(recompile_limit=8):
+        flex._kernel("cuda")  # nothing is compiled before the first call
+        assert torch._dynamo.config.recompile_limit == flex.VARIANTS
+    flex._kernel.cache_clear()
+
+
 def test_rows_that_are_no_whole_blocks_get_no_block_mask() -> None:
     batch = get_layout("shared_prefix", one_row=True).collate(some_groups())
     with pytest.raises(ValueError, match="no whole blocks"):
