@@ -19,7 +19,7 @@ import numpy as np
 from drawn import AS_IT_COMES, OURS, THEIRS, bar, bars_axis, estimate, step_figure, table
 from gpu_page import ABSENT, gpu_figure, gpu_more, gpu_result, gpu_rows, write_gpu_block
 from matplotlib.figure import Figure
-from trl_variants import IN_ANY_ORDER, TWINS, WITH_REFERENCE
+from trl_variants import IN_ANY_ORDER, TRAINERS, TWINS, WITH_REFERENCE
 
 from pobench.errors import PobenchError
 from pobench.files import whole, write_text
@@ -178,7 +178,7 @@ def cell_line(cell: dict[str, Any]) -> str:
 
 def _against_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
     rows = []
-    for cell in result["cells"].values():
+    for cell in _cells(result).values():
         row = {"arithmetic": cell["dtype"], "TRL's": cell["trainer"], "tokens a pair": f"{cell['tokens']}"}
         if "fault" in cell:
             rows.append({**row, "TRL's best options, or why nothing was measured": cell["fault"]})
@@ -200,6 +200,13 @@ def _against_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _cells(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """By arithmetic, tokens and trainer, whenever they were measured."""
+    trainers, cells = list(TRAINERS), result["cells"]
+    place = {name: (cell["dtype"], cell["tokens"], trainers.index(cell["trainer"])) for name, cell in cells.items()}
+    return {name: cells[name] for name in sorted(cells, key=place.__getitem__)}
 
 
 def _where(environment: dict[str, Any]) -> str:
@@ -231,7 +238,7 @@ def _searches(result: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
             "at the rate of the first": _at_first_rate(row, found["trl_best"]["search"][0]),
             "kept, or why not": row.get("fault") or ("kept" if row.get("kept") else "no gain"),
         }
-        for name, cell in result["cells"].items()
+        for name, cell in _cells(result).items()
         if "fault" not in cell
         for found in cell["result"]["losses"].values()
         for row in found["trl_best"]["search"]
@@ -250,7 +257,7 @@ def _at_first_rate(row: dict[str, Any], first: dict[str, Any]) -> float | None:
 
 
 def _against_figure(result: dict[str, Any]) -> Figure:
-    cells = {name: cell for name, cell in result["cells"].items() if "fault" not in cell}
+    cells = {name: cell for name, cell in _cells(result).items() if "fault" not in cell}
     figure, (ax,) = plot.panels(1, columns=1, height=0.8 + 0.34 * max(1, len(cells)), sharex=False, sharey=False)
     for place, cell in enumerate(cells.values()):
         (found,) = cell["result"]["losses"].values()
