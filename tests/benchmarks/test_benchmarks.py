@@ -343,7 +343,8 @@ def results() -> dict[str, dict[str, Any]]:
     return {
         "vs_trl": against,
         "answers": {
-            **common, "prompts": 9, "answered_together": 9, "sides": {"pobench": answered, "generate": answered}, "faults": {"continuous": "none"},
+            **common, "prompts": 9, "answered_together": 9, "sides": {"pobench": answered, "generate": answered},
+            "faults": {"continuous": "none"},
         },
         "against_trl": {**common, "cells": cells},
         "scaling": {
