@@ -138,7 +138,9 @@ def test_a_reference_in_another_layout_is_refused(pairs, start_model, scorer_of)
     frozen, policy = (scorer_of(copy.deepcopy(start_model)) for _ in range(2))
     frozen.layout = get_layout("padded")
     objective = PreferenceObjective(pairs, get_loss("tdpo1"), {}, EveryStep(frozen))
-    with pytest.raises(PobenchError, match=r"layouts differ: shared_prefix by \w+, padded; set train\.layout: padded"):
+    with pytest.raises(
+        PobenchError, match=r"their layouts differ: shared_prefix by parts, padded; set train\.layout: padded"
+    ):
         objective.start(policy, [0], exact=True)
 
 
@@ -146,7 +148,9 @@ def test_a_reference_in_rows_for_another_attention_is_refused(pairs, start_model
     frozen, policy = (scorer_of(copy.deepcopy(start_model)) for _ in range(2))
     frozen.policy.use_attention("matrices")
     objective = PreferenceObjective(pairs, get_loss("tdpo1"), {}, EveryStep(frozen))
-    with pytest.raises(PobenchError, match="layouts differ: shared_prefix by parts, shared_prefix by matrices"):
+    with pytest.raises(
+        PobenchError, match="their layouts differ: shared_prefix by parts, shared_prefix by matrices; set"
+    ):
         objective.start(policy, [0], exact=True)
 
 
